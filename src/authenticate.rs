@@ -1,7 +1,7 @@
 //! Authentication: turns the credential of a request into a verified user, or into its proven absence.
 //!
-//! This module owns the only match on the credential that a request presented, for plain requests and for WebSocket
-//! upgrades, and the limit on failures per address. A step that is skipped does not compile: `allow` and `prepare` need
+//! This module owns each match on the credential that a request presented, for plain requests, for WebSocket upgrades and
+//! for the proxy's own endpoints, and the limit on failures per address. A step that is skipped does not compile: `allow` and `prepare` need
 //! the [`AuthenticatedRequest`] that is made here, and it cannot be made from a cookie without the check of the page's
 //! origin. `auth` decides whether a token is valid.
 
@@ -19,7 +19,7 @@ use crate::auth::{
     unverified_claims,
 };
 use crate::budget::MemoryReservation;
-use crate::http::{AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal};
+use crate::http::{AuthenticatedRequest, OwnRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::Policy;
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, UnverifiedCredential};
@@ -259,9 +259,42 @@ fn report_query_token(state: &ProxyState, request: &ProtectedRequest, is_verifie
 }
 
 fn refused_as_malformed(request: &ProtectedRequest, bad: BadCredential, line: &mut AccessLine) -> Authentication {
-    let claims = with_request(UnverifiedCredential::default(), &request.head().headers);
-    line.unverified = Some(Box::new(claims));
+    line.unverified = Some(Box::new(sender_of_malformed(&request.head().headers)));
     Authentication::Refused(Failure::Bad(bad))
+}
+
+/// Returns what is known of the sender of a credential that cannot be a token.
+fn sender_of_malformed(headers: &HeaderMap) -> UnverifiedCredential {
+    with_request(UnverifiedCredential::default(), headers)
+}
+
+/// Verifies the token in the headers of a request to one of the proxy's own endpoints, and records its carrier in the access
+/// line; of one that is refused also what it claims.
+///
+/// # Errors
+/// Returns 401 where there is no token, or an invalid one; 429 where too many were before it, 503 where it cannot be verified
+/// now.
+pub async fn verify_own_request(
+    state: &ProxyState,
+    runtime: &Runtime,
+    own: &mut OwnRequest,
+    line: &mut AccessLine,
+) -> Result<Verified, Refusal> {
+    let verbose = runtime.policy.verbose_errors;
+    let (token, carrier) = match own.extract(&runtime.policy) {
+        Ok(Extracted::Token(token, carrier)) => (token, carrier),
+        Ok(Extracted::Cookies(..) | Extracted::Nothing(_)) => return Err(Refusal::missing_token()),
+        Err(bad) => {
+            line.unverified = Some(Box::new(sender_of_malformed(&own.head().headers)));
+            return Err(Refusal::bad_credential(bad, verbose));
+        }
+    };
+    line.carrier = Some(carrier.name());
+    let verified = verify(state, runtime, own.client().limited_address(), token, carrier, None).await;
+    verified.map_err(|unverified| {
+        line.unverified = Some(Box::new(unverified.claimed(&own.head().headers)));
+        unverified.refusal(verbose)
+    })
 }
 
 fn without_credential(request: ProtectedRequest, proof: NoCredential) -> Authentication {
@@ -275,7 +308,7 @@ fn without_credential(request: ProtectedRequest, proof: NoCredential) -> Authent
 ///
 /// # Errors
 /// Returns the reason why the token was refused.
-pub async fn verify(
+async fn verify(
     state: &ProxyState,
     runtime: &Runtime,
     client: Option<IpAddr>,

@@ -10,12 +10,10 @@ use tokio::time::Instant;
 
 use super::set_cookie::cookie_line;
 use super::sign_out::{PROVIDER_WAIT, SignOutScope, end_at_provider, end_former_session, sign_out};
-use crate::auth::token::Extracted;
 use crate::auth::{
-    BrowserSession, Carrier, Identity, IssuedCookie, OpenedSessionCookie, SessionCookie, allow, unix_millis,
-    unix_seconds,
+    BrowserSession, Identity, IssuedCookie, OpenedSessionCookie, SessionCookie, allow, unix_millis, unix_seconds,
 };
-use crate::authenticate::verify;
+use crate::authenticate::verify_own_request;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody, check_sender_of_balancer_token};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Outcome};
@@ -66,14 +64,7 @@ async fn begin(
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
     let policy = &runtime.policy;
-    let token = match own.extract(policy) {
-        Ok(Extracted::Token(token, _)) => token,
-        Ok(_) => return Err(Refusal::missing_token()),
-        Err(bad) => return Err(Refusal::bad_credential(bad, policy.verbose_errors)),
-    };
-    line.carrier = Some(Carrier::Header.name());
-    let judged = verify(state, runtime, own.client().limited_address(), token, Carrier::Header, None).await;
-    let verified = judged.map_err(|refused| refused.refusal(policy.verbose_errors))?;
+    let verified = verify_own_request(state, runtime, own, line).await?;
     check_sender_of_balancer_token(&verified, own.client(), policy)?;
     let identity = verified.identity();
     line.user = Some(identity.user_id().to_owned());

@@ -109,6 +109,21 @@ async fn behind_https_it_is_a_host_cookie_and_on_a_network_without_there_is_none
 }
 
 #[tokio::test]
+async fn the_line_of_a_refused_post_has_what_its_credential_claims() {
+    let fixture = fixture("").await;
+    let expired = bearer(&fixture.issuer.expired("alice"));
+    for (field, issuer) in [(expired.as_str(), Some(fixture.issuer.url.as_str())), ("Authorization: Basic x", None)] {
+        let answer = fixture.post(&[field, "User-Agent: notebook/1.0"]).await;
+        assert_eq!(answer.status, 401);
+        let id = answer.field("x-request-id").expect("an id");
+        let line = fixture.proxy.logged("its line", |line| line.contains(id)).await;
+        let line: serde_json::Value = serde_json::from_str(&line).expect("json");
+        assert_eq!(line["unverified_issuer"].as_str(), issuer, "{line}");
+        assert_eq!(line["user_agent"], "notebook/1.0", "{line}");
+    }
+}
+
+#[tokio::test]
 async fn whoever_posts_must_be_verified_allowed_and_ours() {
     let fixture = fixture("origins: [https://app.example.com, \"https://*.example.org\"]\n").await;
     let good = bearer(&fixture.issuer.token("alice"));
