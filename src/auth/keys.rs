@@ -248,7 +248,7 @@ impl ProviderKeys {
     /// Returns [`Rejection::KeysUnavailable`] when there is none, or it is older than `max_stale`.
     pub(super) async fn current(&self) -> Result<Arc<KeySet>, Rejection> {
         if self.state.borrow().finished == 0 {
-            // The fetch has a time limit, so this wait has one too.
+            // Each request of the fetch has a time limit, and so has reading `jwks.token_file`; so this wait has one too.
             self.first_attempt().await;
         }
         let state = self.state.borrow();
@@ -272,7 +272,7 @@ impl ProviderKeys {
             }
             state.finished + 1
         };
-        // The fetch has a time limit, so this wait has one too.
+        // This wait has a time limit, since the fetch has one.
         let _ = state.wait_for(|state| state.finished >= awaited).await;
     }
 

@@ -5,11 +5,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+use crate::support::answerer::Answerer;
 use crate::support::backend::Backend;
 use crate::support::client::{bearer, get, get_served};
 use crate::support::issuer::{Issuer, RSA};
 use crate::support::now;
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, TempFile, TempFolder};
 
 struct Provider {
     backend: Backend,
@@ -424,7 +425,6 @@ impl Balancer {
 /// Application Load Balancers of AWS, with the claims of Cognito's user info behind them.
 #[tokio::test]
 async fn aws_alb() {
-    use crate::support::answerer::Answerer;
     use crate::support::issuer::Key;
     use jsonwebtoken::Algorithm;
     const ISSUER: &str = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC";
@@ -527,8 +527,6 @@ async fn aws_alb() {
 /// renewed on disk, and only to a caller that accepts its media type.
 #[tokio::test]
 async fn kubernetes() {
-    use crate::support::answerer::Answerer;
-    use crate::support::proxy::{Proxy, TempFile};
     const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
     let file = TempFile::new("eyJ.first.token\n");
     let keys = json!({"keys": [{
@@ -581,6 +579,29 @@ async fn kubernetes() {
         assert!(line.contains("jwks.token_file") && line.contains(expected), "{line}");
     }
     assert_eq!(api.count(), 2);
+}
+
+/// A pipe that nobody writes cannot be read, nor can a file on a mount that does not answer.
+#[tokio::test]
+async fn a_token_file_that_is_not_read_in_time_is_503() {
+    let issuer = "https://kubernetes.example";
+    let (api, backend) = (Answerer::start(|_| (200, String::new(), "{}".to_owned())).await, Backend::start().await);
+    let folder = TempFolder::new();
+    let file = folder.0.join("token");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("mkfifo").success());
+    let proxy = Proxy::start(&format!(
+        "upstream: {}\nproviders: [{{ preset: jwt, name: kubernetes, issuer: \"{issuer}\", audience: notebook, jwks: {{ url: \"{}/openid/v1/jwks\", token_file: \"{}\" }} }}]\n",
+        backend.url(),
+        api.url,
+        file.display()
+    ))
+    .await;
+    let token = bearer(&RSA.sign(&json!({"iss": issuer, "aud": "notebook", "exp": now() + 60, "sub": "alice"})));
+    let answer = get(proxy.address, "/x", &[&token]).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "auth_unavailable"));
+    let line = proxy.logged("the reason", |line| line.contains("JWKS fetch failed")).await;
+    assert!(line.contains("jwks.token_file") && line.contains("it has not been read after 5 s"), "{line}");
+    assert_eq!(api.count(), 0);
 }
 
 #[tokio::test]

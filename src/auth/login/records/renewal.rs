@@ -74,7 +74,7 @@ impl LoginSession {
                 self.note_change(&sessions);
             }
             if let Some(finished) = self.renew_if_due(&sessions) {
-                // The time limits of its requests bound the wait.
+                // The time limits of its requests, and of reading the file of its assertion, bound the wait.
                 self.renewed(finished).await;
             }
         }
