@@ -277,7 +277,8 @@ impl ProviderKeys {
     }
 
     /// Returns the key set after another fetch, for a token whose `kid` is not in the current set. Fetches if the
-    /// cool-down allows it, or waits for a fetch in progress.
+    /// cool-down allows it, or waits for the fetch that a token within the cool-down caused. It waits for two fetches at
+    /// most: where one is in progress that no token caused, for its end and for the next one.
     ///
     /// # Errors
     /// [`Rejection::KeysUnavailable`] when that fetch failed.

@@ -272,8 +272,9 @@ impl Verifier {
         })
     }
 
-    /// Verifies a token. Waits at most for one key fetch and one remote check, both of which have time limits. `last`
-    /// is the last token of the connection, which saves computing a digest when it is the same.
+    /// Verifies a token. Waits at most for two key fetches, one that is in progress and the next (see
+    /// [`ProviderKeys::refetch`]), and for one remote check; all of them have time limits. `last` is the last token of the
+    /// connection, which saves computing a digest when it is the same.
     ///
     /// # Errors
     /// Returns the rejected token, with the reason.
