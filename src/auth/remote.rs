@@ -98,7 +98,7 @@ type Outcome = Result<RemoteAnswer, NoAnswer>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
     /// A request or handshake waits for the answer.
-    AdmittedSession,
+    Admission,
     /// An open session is checked again.
     Revalidation,
 }
@@ -189,7 +189,7 @@ impl RemoteChecker {
         let answer = async { outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone()) };
         let answered = match priority {
             Priority::Revalidation => Some(answer.await),
-            Priority::AdmittedSession => bounded(self.inner.spec.timeout, answer).await,
+            Priority::Admission => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
             self.inner.give_up(&check.digest, &asked, outcome);
@@ -208,7 +208,7 @@ impl RemoteChecker {
         // An entry whose task ended without an answer is ignored.
         let asked = pending.get(&check.digest).filter(|asked| !asked.is_abandoned);
         if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
-            if priority == Priority::AdmittedSession {
+            if priority == Priority::Admission {
                 asked.admission_waits.cancel();
             }
             return (Weak::clone(&asked.outcome), outcome.subscribe());
@@ -338,7 +338,7 @@ impl CheckerInner {
         admission_waits: &CancellationToken,
     ) -> Result<SemaphorePermit<'_>, NoAnswer> {
         let permit = match priority {
-            Priority::AdmittedSession => bounded(self.spec.timeout, self.admissions.acquire()).await,
+            Priority::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
             Priority::Revalidation => {
                 let hurried = async {
                     admission_waits.cancelled().await;
@@ -419,7 +419,7 @@ pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) 
         }
         _ => session,
     };
-    match remote.ask(&check, Priority::AdmittedSession).await {
+    match remote.ask(&check, Priority::Admission).await {
         Ok(RemoteAnswer::Inactive(_)) => inspection.found.push("answers remote checks".to_owned()),
         Ok(RemoteAnswer::Active(_)) => inspection.problems.push("confirms a token that does not exist".to_owned()),
         Err(unanswered) => inspection.problems.push(format!("remote check: {unanswered}")),

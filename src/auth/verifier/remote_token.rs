@@ -94,7 +94,7 @@ pub(super) async fn ask_provider(
         return Err(Rejection::NoSession { provider: provider(), reason });
     } else {
         let check = RemoteCheck::token(presented.token, presented.digest, session);
-        remote.ask(&check, Priority::AdmittedSession).await
+        remote.ask(&check, Priority::Admission).await
     };
     match outcome {
         Ok(RemoteAnswer::Active(claims)) => Ok(claims),
