@@ -59,7 +59,7 @@ pub use rejection::Rejection;
 pub use remote::{RemoteCheck, inspect as inspect_remote};
 pub use revocation::{
     CopyDigest, EntryKind, NAME_BYTES, Publish, Revocation, RevocationFileError, RevocationTarget, Revocations,
-    SharedEntry, SignOutLimits, TIMES_BYTES, boot_millis, issuer_or_name,
+    SharedEntry, SignOutLimits, TIMES_BYTES, boot_millis, issuer_or_name, log_revocation_not_saved,
 };
 pub use revocation_keys::RevocationKeys;
 pub use session_cookie::{IssuedCookie, SessionCookies, session_owner};

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::auth::{Identity, Revocation, Revocations, Verifier, unix_millis, unix_seconds};
+use crate::auth::{Identity, Revocation, Revocations, Verifier, log_revocation_not_saved, unix_millis, unix_seconds};
 use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
@@ -387,10 +387,7 @@ impl NotSaved {
     /// Logs the error.
     pub fn log(&self) {
         match self {
-            Self::File(error) => tracing::error!(
-                error,
-                "writing control.revocation_file failed, revocations are in force until the process ends"
-            ),
+            Self::File(error) => log_revocation_not_saved(error),
             Self::NotShared => {
                 tracing::error!("writing to the shared state failed, revocations are in force here and queued");
             }

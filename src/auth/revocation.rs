@@ -119,6 +119,14 @@ impl Revocation {
     }
 }
 
+/// Logs that a revocation could not be saved.
+pub fn log_revocation_not_saved(error: &impl std::fmt::Display) {
+    tracing::error!(
+        %error,
+        "writing control.revocation_file failed, revocations are in force until the process ends"
+    );
+}
+
 /// The time of a revocation and the time until which it is kept, both in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RevokedAt {

@@ -22,7 +22,9 @@ use super::completion::{CompletedSignIn, VerifiedIdToken};
 use super::keys::SessionKey;
 use super::{Login, LoginLimits};
 use crate::auth::identity::Expiry;
-use crate::auth::{BrowserSession, Identity, Rejection, Revocations, Token, unix_millis, unix_seconds};
+use crate::auth::{
+    BrowserSession, Identity, Rejection, Revocations, Token, log_revocation_not_saved, unix_millis, unix_seconds,
+};
 use crate::policy::Renew;
 use crate::telemetry::RenewalOutcome;
 use renewal::renewal_moment;
@@ -440,7 +442,7 @@ impl LoginSessions {
                     self.discard(session);
                     tokio::task::spawn_blocking(move || {
                         if let Err(error) = revocation.save() {
-                            tracing::error!(%error, "control.revocation_file could not be written; a session is ended until this process ends");
+                            log_revocation_not_saved(&error);
                         }
                     });
                 }
