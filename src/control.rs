@@ -180,7 +180,7 @@ fn parse_revocation(body: &[u8], policy: &Policy) -> Result<(String, RevocationT
             "sub" => RevocationTarget::User(value),
             "sid" => RevocationTarget::Session(value),
             "jti" => RevocationTarget::Token(value),
-            _ => return Err(format!("{name:?} means nothing here; {FORM}")),
+            _ => return Err(format!("{name:?} is none of issuer, sub, sid and jti; remove it, and {FORM}")),
         };
         if target.replace(read).is_some() {
             return Err(format!("more than one of sub, sid and jti; {FORM}"));

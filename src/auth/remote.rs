@@ -261,7 +261,7 @@ impl CheckerInner {
     }
 
     /// Ends a caller's wait for a check, which is abandoned if nobody else waits for it. Then it may go on until a time
-    /// limit of its own, so whoever asks next must not join it: its result is likely a failure.
+    /// limit of its own, so the next caller must not join it: its result is likely a failure.
     fn give_up(&self, digest: &Digest, asked: &Weak<OutcomeSender>, outcome: watch::Receiver<Option<Outcome>>) {
         // Callers join under this lock, so none can join between the count and the mark.
         let mut pending = self.pending();
@@ -340,14 +340,14 @@ impl CheckerInner {
         let permit = match priority {
             Priority::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
             Priority::Revalidation => {
-                let hurried = async {
+                let as_admission = async {
                     admission_waits.cancelled().await;
                     self.admissions.acquire().await
                 };
                 let permit = async {
                     tokio::select! {
                         permit = self.revalidations.acquire() => permit,
-                        permit = hurried => permit,
+                        permit = as_admission => permit,
                     }
                 };
                 bounded(REVALIDATION_WAIT, permit).await

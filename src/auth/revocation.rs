@@ -213,8 +213,8 @@ impl Revocations {
             return self.note(&change);
         }
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let heard = RevokedAt { at: entry.at / 1_000, until: entry.until };
-        let (former, merged) = Self::merged(&entries, entry.key, heard);
+        let received = RevokedAt { at: entry.at / 1_000, until: entry.until };
+        let (former, merged) = Self::merged(&entries, entry.key, received);
         if former == Some(merged) {
             return false;
         }
@@ -252,12 +252,14 @@ impl Revocations {
     fn merged(
         entries: &HashMap<RevocationKey, RevokedAt>,
         key: RevocationKey,
-        heard: RevokedAt,
+        received: RevokedAt,
     ) -> (Option<RevokedAt>, RevokedAt) {
         let former = entries.get(&key).copied();
         // A clock that was set back must not shorten a revocation.
-        let merged = former
-            .map_or(heard, |former| RevokedAt { at: heard.at.max(former.at), until: heard.until.max(former.until) });
+        let merged = former.map_or(received, |former| RevokedAt {
+            at: received.at.max(former.at),
+            until: received.until.max(former.until),
+        });
         (former, merged)
     }
 
@@ -330,9 +332,9 @@ impl Revocations {
     ) -> Result<Revocation, LimitReached> {
         let key = self.key(0, issuer, target);
         let moment = self.now_of_all(now.saturating_mul(1_000)) / 1_000;
-        let heard = RevokedAt { at: moment, until: now.saturating_add(keep.as_secs()) };
+        let received = RevokedAt { at: moment, until: now.saturating_add(keep.as_secs()) };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let (former, entry) = Self::merged(&entries, key, heard);
+        let (former, entry) = Self::merged(&entries, key, received);
         if former.is_none() && entries.len() >= limit {
             entries.retain(|_, entry| entry.until > now);
             if entries.len() >= limit {

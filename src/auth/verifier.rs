@@ -463,7 +463,7 @@ impl Verifier {
         // Validation ensures that a provider without keys is the only provider, or the one for opaque tokens.
         let only_introspection =
             matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Introspection);
-        // Whatever else it says, a token that names its signer is judged as a balancer's and by no other provider.
+        // Whatever else it says, a token that names its signer is verified as a balancer's, and by no other provider.
         let is_of_balancer =
             self.providers.iter().any(|provider| provider.spec.family == Family::AwsAlb) && jwt::is_of_balancer(token);
         if !is_of_balancer

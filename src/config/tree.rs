@@ -300,7 +300,7 @@ fn expand(
             continue;
         }
         let Some(after) = rest.strip_prefix('{') else {
-            return Err("a lone `$` means nothing here; write `$$` for a dollar, ${NAME} for a variable".to_owned());
+            return Err("a lone `$` begins no variable; write `$$` for a dollar, ${NAME} for a variable".to_owned());
         };
         let Some(end) = after.find('}') else {
             return Err("`${` without `}`; write ${NAME}, or `$$` for a dollar".to_owned());

@@ -209,7 +209,10 @@ impl Check {
             if matches!(route.protected_resource, Some(Some(_)))
                 && matches!(route.auth, AuthMode::None | AuthMode::Deny)
             {
-                self.error(format!("{at}.protected_resource"), "means nothing here: this rule reads no token");
+                self.error(
+                    format!("{at}.protected_resource"),
+                    "has no effect: a rule with this auth reads no token; remove it, or write auth: required",
+                );
             }
             let mut require = self.requirement(&format!("{at}.require"), &route.require, Some(&pattern));
             require.audience = resources.bound(Some(index));

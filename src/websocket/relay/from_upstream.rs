@@ -125,7 +125,9 @@ impl FromUpstream {
         if matches(awaited.dialect.error.as_ref()) {
             awaited.count -= 1;
             // It may also be an error of the application, which must be delivered.
-            tracing::warn!("the upstream says an error after a refresh whose token was verified here");
+            tracing::warn!(
+                "the upstream answered a refresh with an error; check that it accepts the tokens of every provider that is configured here"
+            );
         }
         out.insert(input, &text.raw);
     }

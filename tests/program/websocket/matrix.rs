@@ -293,7 +293,7 @@ async fn what_the_upstream_says_to_a_refresh_is_swallowed_once_and_nothing_else_
     assert_eq!(socket.next_text().await, long);
     assert_eq!(socket.next_text().await, r#"{"type":"auth_refreshed"}"#, "the one that was awaited has been answered");
     assert_eq!(socket.next_text().await, "last");
-    proxy.logged("the refusal", |line| line.contains("the upstream says an error after a refresh")).await;
+    proxy.logged("the refusal", |line| line.contains("the upstream answered a refresh with an error")).await;
 }
 
 /// Returns the outcome of a socket: its user, or its refusal.
