@@ -17,8 +17,11 @@ const CHUNK: usize = 500;
 /// The time in seconds after which a deferred socket asks again. It may be short, since an answer is up to ten seconds
 /// old.
 pub const ASK_AGAIN_SECONDS: u64 = 1;
-/// The time after which an answer is removed that no socket has asked for.
+/// The time after which an answer counts no more, and is removed if no socket has asked for it.
 const ANSWERED: Duration = Duration::from_secs(60);
+/// The minimum time between two removals of old answers: a removal visits every question, and while the engine does not
+/// answer, each socket that is due asks every second.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// The presence of a user at other instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +40,20 @@ struct Question {
     answer: Option<(Instant, Option<u64>)>,
 }
 
+impl Question {
+    /// Returns whether it was answered too long ago for the answer to count.
+    fn is_outdated(&self, now: Instant) -> bool {
+        self.answer.is_some_and(|(at, _)| now.duration_since(at) >= ANSWERED)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inside {
     /// The users who were seen here since the last write, with the time.
     seen: HashMap<Digest, u64>,
     questions: HashMap<Digest, Question>,
+    /// The last removal of old answers.
+    swept_at: Option<Instant>,
     /// The longest `presence` that was asked for, in seconds. Older entries are removed.
     longest: u64,
 }
@@ -72,7 +84,12 @@ impl Presences {
         let now = Instant::now();
         let mut inside = self.lock();
         inside.longest = inside.longest.max(presence.as_secs());
-        inside.questions.retain(|_, question| question.answer.is_none_or(|(at, _)| now.duration_since(at) < ANSWERED));
+        if inside.swept_at.is_none_or(|swept_at| now.duration_since(swept_at) >= SWEEP) {
+            inside.swept_at = Some(now);
+            inside.questions.retain(|_, question| !question.is_outdated(now));
+        } else if inside.questions.get(&user).is_some_and(|question| question.is_outdated(now)) {
+            inside.questions.remove(&user);
+        }
         let Some(question) = inside.questions.get(&user) else {
             if inside.questions.len() >= limit {
                 return SeenElsewhere::Never;
@@ -152,6 +169,27 @@ mod tests {
         assert_eq!(ask(), SeenElsewhere::Asked);
         tokio::time::advance(PRESENCE).await;
         assert_eq!(ask(), SeenElsewhere::Never, "the engine has not answered for so long");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_answers_count_no_more_and_are_not_looked_for_at_each_question() {
+        let presences = Presences::default();
+        let user = |number: u8| Digest([number; 16]);
+        let ask = |number| presences.last_seen_elsewhere(user(number), PRESENCE, 10);
+        let known = || presences.lock().questions.len();
+        for number in [1, 2] {
+            assert_eq!(ask(number), SeenElsewhere::Asked);
+            presences.answer(user(number), Some(77));
+        }
+        tokio::time::advance(ANSWERED.checked_sub(SWEEP / 2).expect("shorter")).await;
+        assert_eq!(ask(3), SeenElsewhere::Asked, "and sweeps, before the answers are old");
+        tokio::time::advance(SWEEP / 2).await;
+        assert_eq!(ask(3), SeenElsewhere::Asked);
+        assert_eq!(known(), 3, "the next removal is not due yet");
+        assert_eq!(ask(1), SeenElsewhere::Asked, "its answer is old");
+        tokio::time::advance(SWEEP / 2).await;
+        assert_eq!(ask(3), SeenElsewhere::Asked);
+        assert_eq!(known(), 2, "the other old answer is removed");
     }
 
     #[tokio::test]
