@@ -6,6 +6,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +24,7 @@ const MAX_BALANCERS: usize = 256;
 /// The counts of all addresses.
 pub struct Addresses {
     connections: Mutex<HashMap<Network, u32>>,
-    failures: Cache<Network, Arc<Failures>>,
+    failures: Cache<Network, Arc<Mutex<FailureTimes>>>,
     balancers: Mutex<HashSet<IpAddr>>,
 }
 
@@ -60,14 +61,10 @@ impl From<Network> for IpAddr {
     }
 }
 
-/// The failed tokens of one address.
-struct Failures {
-    per_minute: u32,
-    times: Mutex<FailureTimes>,
-}
-
-/// Counts failures by the generic cell rate algorithm: each failure takes the time that the limit allows for one, and
-/// at most a minute may be taken in advance. It needs two times for an address, however many its failures are.
+/// The failed tokens of one address, by the generic cell rate algorithm: each failure takes the time that the limit
+/// allows for one, and at most a minute may be taken in advance. It needs two times for an address, however many its
+/// failures are. They hold under another limit too: a reload may change it, and so does each instance that comes or goes
+/// where it is shared.
 struct FailureTimes {
     /// When all failures so far are paid off.
     paid_off_at: Instant,
@@ -120,7 +117,7 @@ impl Addresses {
     #[must_use]
     pub fn failure_limit_wait(&self, address: IpAddr) -> Option<Duration> {
         let failures = self.failures.get(&Network::from(address))?;
-        let limited_until = failures.times.lock().unwrap_or_else(PoisonError::into_inner).limited_until;
+        let limited_until = failures.lock().unwrap_or_else(PoisonError::into_inner).limited_until;
         limited_until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
@@ -128,15 +125,13 @@ impl Addresses {
     /// cause no key fetch and no remote check.
     #[must_use]
     pub fn record_failure(&self, address: IpAddr, per_minute: u32) -> Option<Duration> {
-        let (network, now) = (Network::from(address), Instant::now());
-        let known = self.failures.get(&network).filter(|failures| failures.per_minute == per_minute);
-        let failures = known.unwrap_or_else(|| {
-            let times = Mutex::new(FailureTimes { paid_off_at: now, limited_until: None });
-            let failures = Arc::new(Failures { per_minute, times });
-            self.failures.insert(network, Arc::clone(&failures));
-            failures
-        });
-        let mut times = failures.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Mutex::new(FailureTimes { paid_off_at: Instant::now(), limited_until: None }));
+        // Of two first failures at once, both are counted on the same entry.
+        let network = Network::from(address);
+        let Ok(failures) = self.failures.get_or_insert_with(&network, || Ok::<_, Infallible>(new()));
+        let mut times = failures.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that it is never before the time of the failure before.
+        let now = Instant::now();
         times.record(now, per_minute)
     }
 
@@ -191,6 +186,36 @@ mod tests {
         assert!(times.record(at(200), per_minute).is_some(), "an idle time does not add up");
         assert_eq!(times.record(at(400), 0), Some(MINUTE));
         assert_eq!(times.record(at(400), u32::MAX), None);
+    }
+
+    #[test]
+    fn failed_tokens_stay_counted_when_the_limit_changes() {
+        let addresses = Addresses::default();
+        let one = IpAddr::from([192, 0, 2, 1]);
+        let failures = |count, limit| (0..count).filter(|_| addresses.record_failure(one, limit).is_none()).count();
+        assert_eq!(failures(30, 60), 30, "half of a minute's failures");
+        assert_eq!(failures(30, 20), 10, "the other half, by the share of one of three instances");
+        assert!(addresses.failure_limit_wait(one).is_some());
+        assert_eq!(failures(1, 60), 0);
+        assert!(addresses.failure_limit_wait(one).is_some(), "still over it");
+    }
+
+    #[test]
+    fn first_failures_at_once_are_all_counted() {
+        for _ in 0..200 {
+            let addresses = Addresses::default();
+            let one = IpAddr::from([192, 0, 2, 1]);
+            let barrier = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        assert_eq!(addresses.record_failure(one, 4), None);
+                    });
+                }
+            });
+            assert!(addresses.record_failure(one, 4).is_some(), "a failure was not counted");
+        }
     }
 
     #[test]
