@@ -66,6 +66,12 @@ impl MemoryBudget {
         self.lock().limit = bytes;
     }
 
+    /// Returns the limit in bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.lock().limit
+    }
+
     /// Returns the reserved bytes.
     #[cfg(test)]
     pub fn reserved(&self) -> usize {

@@ -150,11 +150,6 @@ impl MessageBuffer {
         Self { opcode, keep, raw: Vec::new(), payload: Vec::new() }
     }
 
-    /// Returns how many bytes are kept.
-    pub(super) fn len(&self) -> usize {
-        self.raw.len() + self.payload.len()
-    }
-
     /// Returns how much memory the buffer has taken.
     pub(super) fn memory(&self) -> usize {
         self.raw.capacity() + self.payload.capacity()
@@ -174,7 +169,7 @@ impl MessageBuffer {
     /// Appends payload that begins `offset` bytes into the payload of its frame.
     pub(super) fn push_payload(&mut self, bytes: &[u8], header: &Header, offset: u64) {
         if self.keep != Keep::Payload {
-            self.raw.extend_from_slice(bytes);
+            extend(&mut self.raw, bytes);
         }
         if self.keep != Keep::Raw {
             push_unmasked(&mut self.payload, bytes, header.mask, offset);
@@ -207,8 +202,19 @@ impl MessageBuffer {
 
 fn push_unmasked(target: &mut Vec<u8>, bytes: &[u8], mask: Option<[u8; 4]>, offset: u64) {
     let start = target.len();
-    target.extend_from_slice(bytes);
+    extend(target, bytes);
     if let Some(mask) = mask {
         apply_mask(&mut target[start..], mask, offset);
     }
+}
+
+/// The length in bytes from which on a buffer grows by a quarter.
+const LONG: usize = 64 << 10;
+
+/// Appends bytes. A long buffer is not doubled: what it takes in advance counts toward `limits.held_message_bytes`.
+fn extend(target: &mut Vec<u8>, bytes: &[u8]) {
+    if target.len() >= LONG && target.capacity() - target.len() < bytes.len() {
+        target.reserve_exact(bytes.len().max(target.len() / 4));
+    }
+    target.extend_from_slice(bytes);
 }

@@ -114,7 +114,7 @@ impl FromClient {
 
     /// Reserves memory for the kept bytes, under `limits.held_message_bytes`. Returns whether it was granted.
     pub(super) fn reserve_kept(&mut self) -> bool {
-        let kept = self.kept.as_ref().map_or(0, |kept| kept.len());
+        let kept = self.kept.as_ref().map_or(0, |kept| kept.memory());
         self.extras.as_mut().is_none_or(|extras| extras.reserve(kept))
     }
 

@@ -134,7 +134,7 @@ async fn of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_
         fixture("websocket: { dialect: token-field, message_bytes: 512KiB }\nlimits: { held_message_bytes: 1MiB }\n")
             .await;
     let mut sockets = Vec::new();
-    for (user, size) in [("alice", 400_000), ("bob", 390_000), ("carol", 300_000)] {
+    for (user, size) in [("alice", 450_000), ("bob", 310_000), ("carol", 300_000)] {
         let token = fixture.issuer.token(user);
         let (mut client, mut upstream) = chat(&fixture, &token).await;
         let text = message(&"x".repeat(size + 50_000), token.as_str());

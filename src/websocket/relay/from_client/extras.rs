@@ -38,6 +38,13 @@ pub(super) struct AwaitingVerdict {
     pub(super) refused: Option<Vec<u8>>,
 }
 
+impl AwaitingVerdict {
+    /// Returns how much memory the message takes.
+    fn memory(&self) -> usize {
+        self.accepted.capacity() + self.refused.as_ref().map_or(0, Vec::capacity)
+    }
+}
+
 impl RelayExtras {
     /// Makes the state; `None` for the sockets that need none, which are most.
     pub(super) fn new(input: FromClientInput<'_>) -> Option<Box<Self>> {
@@ -59,11 +66,13 @@ impl RelayExtras {
         self.behind = Vec::new();
     }
 
-    /// Reserves memory for `kept` bytes and for the waiting messages, under `limits.held_message_bytes`. Returns
-    /// whether it was granted.
+    /// Reserves memory for a message that takes `kept` bytes and for the waiting messages, under
+    /// `limits.held_message_bytes`. Returns whether it was granted.
     pub(super) fn reserve(&mut self, kept: usize) -> bool {
-        let awaiting = self.awaiting_verdict.as_ref().map_or(0, |message| message.accepted.len());
-        let bytes = kept + awaiting + self.behind.len();
+        let awaiting = self.awaiting_verdict.as_ref().map_or(0, AwaitingVerdict::memory);
+        // One message always fits, since the limit is at least `websocket.message_bytes`. Both parts of one that awaits
+        // its verdict, and what a buffer has in advance, may exceed it.
+        let bytes = (kept + awaiting + self.behind.capacity()).min(self.held_messages.limit());
         if bytes <= UNCOUNTED_BYTES {
             self.reservation = None;
             return true;
@@ -83,5 +92,39 @@ impl RelayExtras {
     /// Releases the reserved memory.
     pub(super) fn release_memory(&mut self) {
         self.reservation = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_parts_of_a_message_that_awaits_its_verdict_count() {
+        let held_messages = MemoryBudget::default();
+        held_messages.set_limit(2 << 20);
+        let awaiting = || AwaitingVerdict { accepted: vec![0; 400_000], refused: Some(vec![0; 400_000]) };
+        let mut extras = RelayExtras {
+            awaiting_verdict: Some(awaiting()),
+            held_messages: held_messages.clone(),
+            ..RelayExtras::default()
+        };
+        assert!(extras.reserve(0));
+        assert_eq!(held_messages.reserved(), 800_000);
+        extras.behind.reserve_exact(100_000);
+        assert!(extras.reserve(0));
+        assert_eq!(held_messages.reserved(), 900_000, "what is allocated counts");
+        let other = || RelayExtras { held_messages: held_messages.clone(), ..RelayExtras::default() };
+        let mut others = [other(), other()];
+        assert!(others.iter_mut().all(|other| other.reserve(700_000)), "each holds less");
+        assert!(!extras.reserve(1), "it must give way");
+    }
+
+    #[test]
+    fn one_message_is_held_whatever_its_buffers_take() {
+        let held_messages = MemoryBudget::default();
+        held_messages.set_limit(1 << 20);
+        let mut extras = RelayExtras { held_messages, ..RelayExtras::default() };
+        assert!(extras.reserve(2 << 20));
     }
 }
