@@ -66,24 +66,42 @@ impl ResolvesServerCert for CurrentCertificate {
 /// # Errors
 /// Returns an error when the certificate cannot be used.
 pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> Result<TlsAcceptor, CertificateError> {
-    let current = Arc::new(CurrentCertificate(ArcSwap::from(load(files)?)));
+    let current = reloading(files, closing)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|source| CertificateError::Unusable { path: files.certificate.display().to_string(), source })?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as _);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    tokio::spawn(reload_on_change(Arc::new(files.clone()), current, closing));
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn reload_on_change(files: Arc<CertificateFiles>, current: Arc<CurrentCertificate>, closing: CancellationToken) {
+/// Loads a certificate that a task replaces when its files change.
+fn reloading(
+    files: &CertificateFiles,
+    closing: CancellationToken,
+) -> Result<Arc<CurrentCertificate>, CertificateError> {
+    // Before the files are read, so that no later change is missed.
+    let loaded = modification_marks(files);
+    let current = Arc::new(CurrentCertificate(ArcSwap::from(load(files)?)));
+    tokio::spawn(reload_on_change(Arc::new(files.clone()), loaded, Arc::clone(&current), closing));
+    Ok(current)
+}
+
+/// The modification time and size of both files; `None` if they cannot be had.
+type Marks = Option<[(SystemTime, u64); 2]>;
+
+async fn reload_on_change(
+    files: Arc<CertificateFiles>,
+    mut loaded: Marks,
+    current: Arc<CurrentCertificate>,
+    closing: CancellationToken,
+) {
     // On threads for what blocks: on a file system that hangs, the caller's thread would accept no connection any more.
     let marks = || {
         let files = Arc::clone(&files);
         tokio::task::spawn_blocking(move || modification_marks(&files))
     };
-    let mut loaded = marks().await.ok().flatten();
     loop {
         tokio::select! {
             () = closing.cancelled() => return,
@@ -112,7 +130,7 @@ async fn reload_on_change(files: Arc<CertificateFiles>, current: Arc<CurrentCert
 
 /// Returns the modification time and size of both files. Links are followed: Kubernetes replaces a `ConfigMap` by
 /// changing a link, and the new target has its own time.
-fn modification_marks(files: &CertificateFiles) -> Option<[(SystemTime, u64); 2]> {
+fn modification_marks(files: &CertificateFiles) -> Marks {
     let mark_of = |path| std::fs::metadata(path).and_then(|meta| Ok((meta.modified()?, meta.len())));
     Some([mark_of(&files.certificate).ok()?, mark_of(&files.key).ok()?])
 }
@@ -133,4 +151,58 @@ fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError>
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
         .map(Arc::new)
         .map_err(|source| CertificateError::Unusable { path: certificate, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Files with a certificate; deleted at the end.
+    struct TestFiles(CertificateFiles);
+
+    impl TestFiles {
+        fn new(name: &str) -> Self {
+            let file = |kind| std::env::temp_dir().join(format!("vestibule-tls-{name}-{kind}-{}", std::process::id()));
+            let files = Self(CertificateFiles { certificate: file("certificate"), key: file("key") });
+            files.replace(&[&["localhost"]], "");
+            files
+        }
+
+        /// Writes a chain of certificates for these names, with `behind` after it.
+        fn replace(&self, chain: &[&[&str]], behind: &str) {
+            let key = KeyPair::generate().expect("a key");
+            let certificate = |names: &&[&str]| {
+                let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+                CertificateParams::new(names).expect("names").self_signed(&key).expect("signed").pem()
+            };
+            let chain: String = chain.iter().map(certificate).collect();
+            std::fs::write(&self.0.certificate, chain + behind).expect("written");
+            std::fs::write(&self.0.key, key.serialize_pem()).expect("written");
+        }
+    }
+
+    impl Drop for TestFiles {
+        fn drop(&mut self) {
+            for file in [&self.0.certificate, &self.0.key] {
+                std::fs::remove_file(file).expect("removed");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_that_is_replaced_while_it_is_loaded_is_not_missed() {
+        let files = TestFiles::new("replaced");
+        let current = reloading(&files.0, CancellationToken::new()).expect("usable");
+        let before = current.0.load_full();
+        // The task that watches the files has not run yet.
+        files.replace(&[&["localhost", "another.example"]], "");
+        let replaced = async {
+            while Arc::ptr_eq(&before, &current.0.load()) {
+                tokio::time::sleep(CHECK_INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(10 * CHECK_INTERVAL, replaced).await.expect("replaced");
+    }
 }
