@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _, SectionKind};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
@@ -39,6 +39,16 @@ pub enum CertificateError {
         path: String,
         /// The kind of section: a certificate or a private key.
         what: &'static str,
+    },
+    /// A section of the chain is broken. Without it clients would get an incomplete chain.
+    #[error("{path}:{line}: broken PEM: {source}")]
+    BrokenPem {
+        /// The path of the file.
+        path: String,
+        /// The line up to which the file was read.
+        line: usize,
+        /// The parser's error.
+        source: pem::Error,
     },
     /// Certificate and key do not match, or the kind of key is not supported.
     #[error("{path}: {source}")]
@@ -141,8 +151,11 @@ fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError>
         whole.map_err(|source| CertificateError::Io { path: path.display().to_string(), source })
     };
     let (certificate, key) = (files.certificate.display().to_string(), files.key.display().to_string());
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&read(&files.certificate)?).filter_map(Result::ok).collect();
+    let chain = certificates(&read(&files.certificate)?).map_err(|(line, source)| CertificateError::BrokenPem {
+        path: certificate.clone(),
+        line,
+        source,
+    })?;
     if chain.is_empty() {
         return Err(CertificateError::NoPem { path: certificate, what: "certificate" });
     }
@@ -151,6 +164,23 @@ fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError>
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
         .map(Arc::new)
         .map_err(|source| CertificateError::Unusable { path: certificate, source })
+}
+
+/// Returns the certificates in a file in PEM, or the error in one with the line up to which it was read.
+fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, (usize, pem::Error)> {
+    let (mut chain, mut rest) = (Vec::new(), file);
+    loop {
+        match pem::from_buf(&mut rest) {
+            Ok(Some((SectionKind::Certificate, der))) => chain.push(CertificateDer::from(der)),
+            // Some keep their key or parameters in the same file.
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(chain),
+            Err(error) => {
+                let read = &file[..file.len() - rest.len()];
+                return Err((read.split_inclusive(|byte| *byte == b'\n').count(), error));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -204,5 +234,25 @@ mod tests {
             }
         };
         tokio::time::timeout(10 * CHECK_INTERVAL, replaced).await.expect("replaced");
+    }
+
+    #[tokio::test]
+    async fn broken_pem_in_the_chain_is_an_error_with_its_line() {
+        let files = TestFiles::new("broken");
+        let pem = std::fs::read_to_string(&files.0.certificate).expect("read");
+        let lines = pem.lines().count();
+        files.replace(&[&["localhost"], &["intermediate"]], "and a comment");
+        assert_eq!(load(&files.0).expect("usable").cert.len(), 2);
+        let broken = "-----BEGIN CERTIFICATE-----\nMII*\n-----END CERTIFICATE-----\n";
+        for (broken, line) in [
+            (broken.to_owned() + &pem, lines + 3),
+            ("-----BEGIN CERTIFICATE-----\nMIIB\n".to_owned(), lines + 2),
+            ("-----BEGIN CERTIFICATE----\nMIIB\n-----END CERTIFICATE-----\n".to_owned(), lines + 1),
+        ] {
+            files.replace(&[&["localhost"]], &broken);
+            let error = load(&files.0).expect_err("broken").to_string();
+            let expected = format!("{}:{line}: broken PEM: ", files.0.certificate.display());
+            assert!(error.starts_with(&expected), "{error}");
+        }
     }
 }
