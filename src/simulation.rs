@@ -113,7 +113,12 @@ impl AsyncWrite for ProxyEnd {
 
 /// Makes both ends of a connection.
 pub fn connection() -> (ProxyEnd, PeerEnd) {
-    let (ours, theirs) = duplex(PIPE_BYTES);
+    connection_of(PIPE_BYTES)
+}
+
+/// Makes both ends of a connection between which this number of bytes fits.
+pub fn connection_of(pipe_bytes: usize) -> (ProxyEnd, PeerEnd) {
+    let (ours, theirs) = duplex(pipe_bytes);
     let window = ReceiveWindow::default();
     (ProxyEnd { stream: ours, window: window.clone() }, PeerEnd { stream: theirs, window })
 }

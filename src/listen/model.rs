@@ -318,3 +318,27 @@ fn every_order_while_the_upstream_takes_nothing_keeps_the_contract_and_ends() {
     let waiting = [Step::UpstreamStopsReading, Step::ClientMessage];
     hold_contract("upstream takes nothing", &[&RELAYING[..], &waiting].concat(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_a_frame_of_which_a_pending_client_has_taken_a_part_only() {
+    const PIPE_BYTES: usize = 512;
+    let configurations = Configurations::read();
+    let mut connection = Connection::open_through(&configurations, crate::simulation::connection_of(PIPE_BYTES)).await;
+    // Answers of 102 bytes each: the sixth does not fit.
+    for _ in 0..2 {
+        for _ in 0..3 {
+            connection.client.send_frame(9, &[b'p'; 100]);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..3 {
+        connection.client.receive_bytes();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(connection.client.has_ended, "the socket is dropped");
+    assert_eq!(connection.client.bytes.len(), PIPE_BYTES);
+    assert_eq!(connection.refused_sockets(), Vec::<String>::new(), "the client is not blamed");
+    connection.client.disconnect();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(connection.leftovers(), Vec::<String>::new());
+}

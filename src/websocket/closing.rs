@@ -5,22 +5,26 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use super::close_reason::CloseReason;
 use super::frame::{Opcode, encode};
 use crate::http::Socket;
 
 /// The time that a client has to receive the Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// A frame of which the client has taken a part only. The stream cannot be continued: the next frame, a Close too, would be
+/// read as the rest of this one.
+#[derive(Debug)]
+pub(super) struct TruncatedFrame;
+
 /// Writes a small frame without waiting. A client whose buffers are full does not get it.
 ///
 /// # Errors
-/// Returns [`CloseReason`] when only a part was written, after which the stream cannot be continued.
-pub(super) fn write_at_once(client: &mut Socket, opcode: Opcode, payload: &[u8]) -> Result<(), CloseReason> {
+/// Returns [`TruncatedFrame`] when only a part was written, after which the socket must be dropped.
+pub(super) fn write_at_once(client: &mut Socket, opcode: Opcode, payload: &[u8]) -> Result<(), TruncatedFrame> {
     let mut frame = Vec::new();
     encode(&mut frame, opcode, payload, None);
     if client.write_now(&frame).is_ok_and(|written| written < frame.len()) {
-        return Err(CloseReason::Protocol);
+        return Err(TruncatedFrame);
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::admission::{AdmittedSession, admit_user};
 use super::authorizer::{SessionAuthorizer as _, UserAuthorizer};
 use super::close_reason::CloseReason;
-use super::closing::{close_gracefully, write_at_once};
+use super::closing::{TruncatedFrame, close_gracefully, write_at_once};
 use super::connect::{UpgradeOutcome, UpstreamContext, close_reason_of, connect_upstream, describe_refusal};
 use super::context::SocketContext;
 use super::dialect::{self, FirstMessage};
@@ -75,10 +75,10 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
     let message_bytes = if dialect.field.is_some() { FIELD_MESSAGE_BYTES } else { MESSAGE_BYTES };
     let mut reader = FirstMessageReader::new(message_bytes);
     reader.push(&early);
-    if let Some(greeting) = &dialect.greeting {
-        // The first bytes on a new socket always fit. A broken stream is noticed on the next read.
-        let _ = write_at_once(&mut client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
-    }
+    // A broken stream is noticed on the next read.
+    let greeted = dialect.greeting.as_ref().map_or(Ok(()), |greeting| {
+        write_at_once(&mut client, Opcode::Text, render(greeting, &Values::default()).as_bytes())
+    });
     request.set_subprotocol(subprotocol.as_ref());
     context.line.carrier = Some(Carrier::Message.name());
     let mut pending = PendingSocket {
@@ -93,7 +93,10 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
         first_to_upstream: None,
         lines_behind: String::new(),
     };
-    let end = pending.wait(&mut context, &mut client, &slot, &spec).await;
+    let end = match greeted {
+        Ok(()) => pending.wait(&mut context, &mut client, &slot, &spec).await,
+        Err(truncated) => truncated.into(),
+    };
     drop(slot);
     match end {
         End::Open { upstream, token, authorizer } => {
@@ -182,8 +185,21 @@ enum End {
         authorizer: Box<UserAuthorizer>,
     },
     Refused(CloseReason),
-    /// The client sent a Close, with this payload, or disconnected without one.
+    /// The client sent a Close, with this payload, or disconnected without one, or can be sent nothing more.
     Left(Option<Vec<u8>>),
+}
+
+impl From<CloseReason> for End {
+    fn from(reason: CloseReason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+impl From<TruncatedFrame> for End {
+    fn from(TruncatedFrame: TruncatedFrame) -> Self {
+        tracing::debug!("the client takes nothing, socket dropped");
+        Self::Left(None)
+    }
 }
 
 /// The first thing that a client sent, apart from pings.
@@ -235,13 +251,13 @@ impl PendingSocket {
         // Without a time limit for the first message the client is pinged, to detect that it has gone.
         let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(Arc::clone(&spec.limits)));
         loop {
-            match self.read_opening(client, slot) {
+            match self.read_opening(context, client, slot) {
                 Ok(None) => {}
                 Ok(Some(Opening::Message(text))) => {
                     let event = match self.read_first_message(text, context, client) {
                         Ok(Some(event)) => event,
                         Ok(None) => continue,
-                        Err(reason) => return End::Refused(reason),
+                        Err(end) => return end,
                     };
                     if let Some(end) = self.process(event, context, &mut step) {
                         return end;
@@ -249,10 +265,7 @@ impl PendingSocket {
                     continue;
                 }
                 Ok(Some(Opening::Close(payload))) => return End::Left(Some(payload)),
-                Err(reason) => {
-                    context.line.outcome = Outcome::Refused("malformed");
-                    return End::Refused(reason);
-                }
+                Err(end) => return end,
             }
             let deadline = self
                 .session
@@ -291,7 +304,7 @@ impl PendingSocket {
                         self.reader.expect_pong();
                         match write_at_once(client, Opcode::Ping, PING) {
                             Ok(()) => continue,
-                            Err(reason) => return End::Refused(reason),
+                            Err(truncated) => return truncated.into(),
                         }
                     }
                     Some(LivenessDue::SlowMessage) => Event::Close(CloseReason::Timeout),
@@ -346,9 +359,14 @@ impl PendingSocket {
     }
 
     /// Reads what the client has sent. Answers pings, and returns the first message or a Close.
-    fn read_opening(&mut self, client: &mut Socket, slot: &PendingSlot) -> Result<Option<Opening>, CloseReason> {
+    fn read_opening(
+        &mut self,
+        context: &mut SocketContext,
+        client: &mut Socket,
+        slot: &PendingSlot,
+    ) -> Result<Option<Opening>, End> {
         loop {
-            let received = self.reader.next()?;
+            let received = self.reader.next().inspect_err(|_| context.line.outcome = Outcome::Refused("malformed"))?;
             // This comes before any answer. Once a client has an answer to what it sent after a fragment of its
             // message, its place must not be taken.
             if self.reader.has_begun() {
@@ -370,7 +388,7 @@ impl PendingSocket {
         mut text: String,
         context: &mut SocketContext,
         client: &mut Socket,
-    ) -> Result<Option<Event>, CloseReason> {
+    ) -> Result<Option<Event>, End> {
         let token_bytes = context.policy().limits.token_bytes;
         let dialect = self.session.dialect().cloned().ok_or(CloseReason::InvalidMessage)?;
         loop {

@@ -23,7 +23,7 @@ use crate::http::{LingerLimit, Socket};
 use crate::listen::Acceptor;
 use crate::policy::{Policy, validate};
 use crate::runtime::{Moment, ProxyState};
-use crate::simulation::{Question, Simulation};
+use crate::simulation::{PeerEnd, ProxyEnd, Question, Simulation};
 
 /// The time at which each connection begins, in milliseconds since the epoch.
 const BEGIN: u64 = 1_900_000_000_000;
@@ -85,6 +85,11 @@ pub(super) struct Connection<'a> {
 impl<'a> Connection<'a> {
     /// Opens a connection, which is answered with 101 at once.
     pub(super) async fn open(configurations: &'a Configurations) -> Self {
+        Self::open_through(configurations, crate::simulation::connection()).await
+    }
+
+    /// Opens a connection whose client has this end.
+    pub(super) async fn open_through(configurations: &'a Configurations, (ours, theirs): (ProxyEnd, PeerEnd)) -> Self {
         let simulation = Simulation::begin(BEGIN);
         let began = Instant::now();
         let state = ProxyState::start(configurations.admitting.clone(), Revocations::default()).expect("starts");
@@ -95,7 +100,6 @@ impl<'a> Connection<'a> {
         drop(waiting);
         sleep(SETTLE).await;
         let idle_tasks = Handle::current().metrics().num_alive_tasks();
-        let (ours, theirs) = crate::simulation::connection();
         let acceptor = Acceptor {
             workers: crate::workers::Workers::default(),
             state: Arc::clone(&state),
@@ -243,6 +247,13 @@ impl<'a> Connection<'a> {
             self.state.revocations.revoke(ISSUER, &target, unix_seconds(), keep, limit).expect("room for one");
         let state = Arc::clone(&self.state);
         tokio::spawn(async move { state.enforce_and_save(vec![revocation]).await });
+    }
+
+    /// Returns the lines of the metrics that count refused sockets.
+    pub(super) fn refused_sockets(&self) -> Vec<String> {
+        let metrics = self.state.metrics.text(0, false);
+        let is_refusal = |line: &&str| line.starts_with("vestibule_websockets_refused_total{") && !line.ends_with(" 0");
+        metrics.lines().filter(is_refusal).map(str::to_owned).collect()
     }
 
     /// Returns what is wrong with what the peers received, whatever the order was.

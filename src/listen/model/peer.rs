@@ -28,7 +28,7 @@ pub(super) struct FakePeer {
     window: ReceiveWindow,
     is_client: bool,
     /// Bytes that were received and not read yet.
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// The head of the HTTP request or response, once it is complete.
     pub(super) head: Option<String>,
     pub(super) items: Vec<Item>,
@@ -102,6 +102,16 @@ impl FakePeer {
 
     /// Reads what the proxy has sent.
     pub(super) fn receive(&mut self) {
+        self.receive_bytes();
+        if self.head.is_some() {
+            while let Some((opcode, payload)) = self.next_frame() {
+                self.record(opcode, &payload);
+            }
+        }
+    }
+
+    /// Takes what the proxy has sent, without reading frames.
+    pub(super) fn receive_bytes(&mut self) {
         let Some(stream) = &mut self.stream else { return };
         let mut cx = Context::from_waker(Waker::noop());
         let mut room = [0; 4 << 10];
@@ -123,11 +133,6 @@ impl FakePeer {
         {
             let head: Vec<u8> = self.bytes.drain(..end + 4).collect();
             self.head = Some(String::from_utf8(head).expect("a head is ASCII"));
-        }
-        if self.head.is_some() {
-            while let Some((opcode, payload)) = self.next_frame() {
-                self.record(opcode, &payload);
-            }
         }
     }
 
