@@ -126,45 +126,49 @@ impl Listener {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections: VecDeque<ConnectionState> = VecDeque::new();
         loop {
-            let accepted = match &self {
-                Self::Unix(listener, _file) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-                Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            let stream = match &self {
+                Self::Unix(listener, _file) => Stream::Unix(accept(|| listener.accept()).await.0),
+                Self::Tcp(listener) => Stream::Tcp(accept(|| listener.accept()).await.0),
             };
             let handler = handler.clone();
-            match accepted {
-                Ok(stream) => {
-                    connections.retain(|connection| !connection.closed.is_cancelled());
-                    if permits.available_permits() == 0
-                        && let Some(at) =
-                            connections.iter().position(|connection| !connection.is_served.load(Ordering::Relaxed))
-                        && let Some(oldest) = connections.remove(at)
-                    {
-                        oldest.closed.cancel();
+            connections.retain(|connection| !connection.closed.is_cancelled());
+            if permits.available_permits() == 0
+                && let Some(at) =
+                    connections.iter().position(|connection| !connection.is_served.load(Ordering::Relaxed))
+                && let Some(oldest) = connections.remove(at)
+            {
+                oldest.closed.cancel();
+            }
+            // The semaphore is never closed.
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let state = ConnectionState::default();
+            connections.push_back(state.clone());
+            tokio::spawn(async move {
+                let ConnectionState { closed, is_served } = state;
+                let served = async {
+                    match stream {
+                        Stream::Unix(stream) => serve_request(stream, handler, &is_served).await,
+                        Stream::Tcp(stream) => serve_request(stream, handler, &is_served).await,
                     }
-                    // The semaphore is never closed.
-                    let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-                    let state = ConnectionState::default();
-                    connections.push_back(state.clone());
-                    tokio::spawn(async move {
-                        let ConnectionState { closed, is_served } = state;
-                        let served = async {
-                            match stream {
-                                Stream::Unix(stream) => serve_request(stream, handler, &is_served).await,
-                                Stream::Tcp(stream) => serve_request(stream, handler, &is_served).await,
-                            }
-                        };
-                        tokio::select! {
-                            () = closed.cancelled() => {}
-                            () = served => closed.cancel(),
-                        }
-                        drop(permit);
-                    });
+                };
+                tokio::select! {
+                    () = closed.cancelled() => {}
+                    () = served => closed.cancel(),
                 }
-                // Usually no file descriptor is free, which takes time to change.
-                Err(error) => {
-                    tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
-                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// Accepts, and retries what fails: usually no file descriptor is free, which takes time to change.
+pub async fn accept<T, A: Future<Output = io::Result<T>>>(mut next: impl FnMut() -> A) -> T {
+    loop {
+        match next().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
@@ -254,4 +258,21 @@ pub fn text_response(status: StatusCode, text: impl Into<Bytes>) -> FullResponse
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_accepted_is_retried_after_a_pause() {
+        let began = tokio::time::Instant::now();
+        let mut attempts = 0;
+        let accepted = accept(|| {
+            attempts += 1;
+            std::future::ready(if attempts > 3 { Ok(attempts) } else { Err(io::Error::other("no descriptor")) })
+        });
+        assert_eq!(accepted.await, 4);
+        assert_eq!(began.elapsed(), 3 * ACCEPT_RETRY_DELAY);
+    }
 }

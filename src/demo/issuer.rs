@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 
 use super::DemoError;
 use crate::auth::unix_seconds;
+use crate::small_server::accept;
 
 /// The audience of the issuer's tokens.
 pub(super) const AUDIENCE: &str = "vestibule-demo";
@@ -63,8 +64,8 @@ impl Issuer {
 }
 
 async fn serve(listener: TcpListener, documents: Arc<(String, String)>) {
-    // The loop ignores failed connections, because clients repeat their requests.
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let (stream, _) = accept(|| listener.accept()).await;
         let documents = Arc::clone(&documents);
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {

@@ -29,6 +29,7 @@ use super::DemoError;
 use super::event_log::EventLog;
 use super::expression::evaluate;
 use super::issuer::Issuer;
+use crate::small_server::accept;
 
 const HTML: &str = include_str!("page.html");
 const CSS: &str = include_str!("page.css");
@@ -81,10 +82,7 @@ impl Notebook {
         loop {
             let stream = tokio::select! {
                 () = running.cancelled() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(_) => continue,
-                },
+                (stream, _) = accept(|| listener.accept()) => stream,
             };
             let (notebook, running) = (Arc::clone(&self), running.clone());
             tokio::spawn(async move {
