@@ -41,7 +41,7 @@ use self::message::Codes;
 use self::outbox::Outbox;
 use self::peers::Peers;
 use self::session_store::EngineSessions;
-use self::state::{BLOCK, Inner, NO_RANDOM_NUMBERS, fraction, random};
+use self::state::{BLOCK, Inner, fraction, random};
 use crate::auth::login::LoginSessions;
 use crate::auth::{Revocations, boot_millis};
 use crate::policy::SharedSpec;
@@ -97,7 +97,7 @@ impl SharedState {
     /// called inside a Tokio runtime.
     ///
     /// # Errors
-    /// Where TLS or the system's random numbers cannot be used.
+    /// Where TLS, the secret or the system's random numbers cannot be used.
     pub fn start(
         spec: &SharedSpec,
         limit: usize,
@@ -109,7 +109,6 @@ impl SharedState {
     ) -> Result<Self, EngineError> {
         revocations.gate.shut();
         metrics.shared.create_series();
-        let unusable = |what: &str| EngineError::Tls(format!("{what} cannot be used"));
         let engine_sessions = Arc::new(EngineSessions::new(&spec.name, spec.timeout, Arc::clone(&metrics)));
         let store: Arc<EngineSessions> = Arc::clone(&engine_sessions);
         let login_sessions = login_sessions.unwrap_or_else(|| Arc::new(LoginSessions::new(Arc::clone(&revocations))));
@@ -117,14 +116,12 @@ impl SharedState {
         let inner = Arc::new(Inner {
             spec: spec.clone(),
             engine: Engine::new(spec)?,
-            codes: Codes::new(&spec.secrets, &spec.name).ok_or_else(|| unusable("the secret"))?,
+            codes: Codes::new(&spec.secrets, &spec.name)?,
             revocations,
             metrics,
             notify,
             limit,
-            instance: random()
-                .map(u128::from_le_bytes)
-                .ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?,
+            instance: random().map(u128::from_le_bytes).ok_or(EngineError::NoRandomNumbers)?,
             about: ArcSwap::default(),
             outbox: Outbox::default(),
             peers: Peers::default(),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::engine::{Connection, Engine, EngineError, key, text};
 use super::message::{Codes, Message};
 use super::session_store::probe as probe_sessions;
-use super::state::{NO_RANDOM_NUMBERS, random};
+use super::state::random;
 use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{Inspection, SharedEntry, unix_millis};
 use crate::policy::SharedSpec;
@@ -42,14 +42,14 @@ pub async fn write_entry(
     limit: usize,
     entry: impl FnOnce(u64) -> SharedEntry,
 ) -> Result<Written, EngineError> {
-    let codes = codes(spec)?;
+    let codes = Codes::new(&spec.secrets, &spec.name)?;
     let engine = Engine::new(spec)?;
     let mut connection = engine.connect(spec.timeout.max(ANSWERS * 2)).await?;
     let live = live(spec, &codes, &mut connection).await?;
     let clock = clock(&mut connection).await?;
     let ours = unix_millis();
     let entry = entry(clock.clamp(ours, ours.saturating_add(60_000)));
-    let question = random().ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?;
+    let question = random().ok_or(EngineError::NoRandomNumbers)?;
     let log = key(&spec.name, "log");
     let mut writes = pipe();
     writes.atomic();
@@ -88,7 +88,7 @@ pub async fn inspect(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspe
 }
 
 async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) -> Result<(), EngineError> {
-    let codes = codes(spec)?;
+    let codes = Codes::new(&spec.secrets, &spec.name)?;
     let mut connection = Engine::new(spec)?.connect(spec.timeout).await?;
     let begun = Instant::now();
     let probe = random().map(u128::from_le_bytes).unwrap_or_default().to_string();
@@ -146,11 +146,6 @@ async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) 
     let live = live(spec, &codes, &mut connection).await?;
     inspection.found.push(format!("{} running instances", live.len()));
     Ok(())
-}
-
-fn codes(spec: &SharedSpec) -> Result<Codes, EngineError> {
-    let unusable = || EngineError::Tls("the secret cannot be used".to_owned());
-    Codes::new(&spec.secrets, &spec.name).ok_or_else(unusable)
 }
 
 /// Returns the engine's clock, in milliseconds since the epoch.

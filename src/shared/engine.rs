@@ -50,6 +50,14 @@ pub enum EngineError {
     /// TLS cannot be used.
     #[error("shared: {0}")]
     Tls(String),
+    /// No key can be derived from a secret.
+    #[error("shared: no key can be derived from its secret; write another one to shared.secret_file")]
+    UnusableSecret,
+    /// The system has no random numbers.
+    #[error(
+        "shared: the system has no random numbers; allow this process the system call getrandom, or to read /dev/urandom"
+    )]
+    NoRandomNumbers,
     /// One answer is longer than any should be.
     #[error("an answer of the engine is too long")]
     AnswerTooLong,

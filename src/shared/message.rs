@@ -5,6 +5,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 
+use super::engine::EngineError;
 use crate::auth::digest::{DIGEST_BYTES, Digest, derive, digest};
 use crate::auth::{CopyDigest, NAME_BYTES, SharedEntry, TIMES_BYTES};
 use crate::policy::Secret;
@@ -23,10 +24,15 @@ pub(super) struct Codes {
 }
 
 impl Codes {
-    pub(super) fn new(secrets: &[Secret], name: &str) -> Option<Self> {
-        let keys: Vec<_> = secrets.iter().filter_map(|secret| derive(secret, name, b"authenticate")).collect();
-        let fingerprint = fingerprint(secrets.first()?)?;
-        (keys.len() == secrets.len()).then_some(Self { keys, fingerprint })
+    /// Derives the keys of these secrets.
+    ///
+    /// # Errors
+    /// [`EngineError::UnusableSecret`].
+    pub(super) fn new(secrets: &[Secret], name: &str) -> Result<Self, EngineError> {
+        let keys: Option<Vec<_>> = secrets.iter().map(|secret| derive(secret, name, b"authenticate")).collect();
+        let fingerprint = secrets.first().and_then(fingerprint);
+        let codes = keys.zip(fingerprint).map(|(keys, fingerprint)| Self { keys, fingerprint });
+        codes.ok_or(EngineError::UnusableSecret)
     }
 
     /// Returns the fingerprint of the first secret, which distinguishes secrets without revealing them.
@@ -232,6 +238,12 @@ mod tests {
     fn codes(secrets: &[&[u8]], name: &str) -> Codes {
         let secrets: Vec<_> = secrets.iter().map(|secret| Secret::for_tests(secret)).collect();
         Codes::new(&secrets, name).expect("keys")
+    }
+
+    #[test]
+    fn a_secret_without_keys_is_an_error_that_says_what_to_do() {
+        let error = Codes::new(&[], "one").err().expect("no secret").to_string();
+        assert!(error.contains("shared.secret_file"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::engine::{Connection, EngineError, text};
 use super::message::Message;
 use super::outbox::{Name, Outbox, Outgoing};
-use super::state::{Inner, NO_RANDOM_NUMBERS, RECONNECT, TOO_LONG, UNVERIFIED, random};
+use super::state::{Inner, RECONNECT, TOO_LONG, UNVERIFIED, random};
 use super::stream::{StreamId, content, message_id};
 use crate::auth::{EntryKind, SharedEntry, TIMES_BYTES, unix_seconds};
 
@@ -70,7 +70,7 @@ impl Inner {
     ) -> Result<(), EngineError> {
         self.read_epoch(connection).await?;
         if !self.lock().is_complete {
-            let question = random().ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?;
+            let question = random().ok_or(EngineError::NoRandomNumbers)?;
             {
                 let mut progress = self.lock();
                 progress.question = u128::from_le_bytes(question);

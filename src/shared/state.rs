@@ -59,9 +59,6 @@ pub struct Refused {
 /// the load after it.
 pub(super) const RECONNECT: Duration = Duration::from_secs(10);
 
-/// The error when no random id can be made.
-pub(super) const NO_RANDOM_NUMBERS: &str = "the system's random numbers cannot be used";
-
 /// The data that a running instance publishes about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
