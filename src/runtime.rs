@@ -361,12 +361,9 @@ impl ProxyState {
                 if self.is_ready() {
                     return;
                 }
-                // A reload came meanwhile, the process drains, or the shared state is not readable, which causes no
-                // notification.
-                tokio::select! {
-                    () = subscription.notified() => {}
-                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                }
+                // A reload came meanwhile, the process drains, or the revocations of other instances are not known, and
+                // will be notified of.
+                subscription.notified().await;
             }
         }
     }

@@ -205,6 +205,8 @@ impl SharedState {
             let progress = self.inner.lock();
             progress.has_left || !progress.is_up
         };
+        // This happens once in a process, and three things end it: the last write, the last heartbeat, and the end of the
+        // connection. An event of each would have to be kept in step with what was taken to be written and is put back.
         while (self.inner.outbox.len() > 0 || !has_left()) && Instant::now() < end {
             sleep(Duration::from_millis(20).min(limit)).await;
         }
@@ -305,5 +307,52 @@ impl Inner {
 impl std::fmt::Debug for SharedState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SharedState({})", self.inner.spec.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_waits_for_readiness_is_notified_when_the_gate_opens() {
+        let yaml = format!(
+            "upstream: http://127.0.0.1:1\nroutes: [{{ path: /**, auth: none }}]\n\
+             browser: {{ session: {{ secret: {:?} }} }}\n\
+             shared: {{ url: \"redis://127.0.0.1:1\", on_loss: refuse, max_stale: 60s }}\n",
+            "0123456789abcdef".repeat(4)
+        );
+        let config = crate::config::load_yaml(&yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let revocations = Arc::new(Revocations::default());
+        let notified = Arc::new(AtomicUsize::default());
+        let counted = Arc::clone(&notified);
+        let notify = Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let state = SharedState::start(
+            policy.shared.as_ref().expect("shared"),
+            10,
+            Arc::clone(&revocations),
+            Arc::default(),
+            Arc::default(),
+            None,
+            notify,
+        )
+        .expect("starts");
+        let set = |fresh| {
+            state.inner.lock().fresh = Some(fresh);
+            state.inner.set_gate();
+            (revocations.gate.check().is_ok(), notified.load(Ordering::Relaxed))
+        };
+        let (now, old) = (boot_millis(), boot_millis().saturating_sub(61_000));
+        assert_eq!(set(now), (false, 0), "the first copy is not complete");
+        state.inner.lock().is_complete = true;
+        assert_eq!(set(now), (true, 1));
+        assert_eq!(set(now), (true, 1), "it was open");
+        assert_eq!(set(old), (false, 1), "the copy is too old");
+        assert_eq!(set(now), (true, 2), "and is fresh again");
     }
 }

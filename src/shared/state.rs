@@ -153,10 +153,11 @@ impl Inner {
         engine::key(&self.spec.name, what)
     }
 
-    /// Sets the gate by the age of the copy.
+    /// Sets the gate by the age of the copy, and notifies callers that wait for readiness if that opens it.
     pub(super) fn set_gate(&self) {
         let progress = self.lock();
         let gate = &self.revocations.gate;
+        let was_open = gate.check().is_ok();
         match (progress.is_complete, self.spec.on_loss, progress.fresh) {
             (false, ..) | (true, OnLoss::Refuse, None) => gate.shut(),
             (true, OnLoss::Serve, _) => gate.open(),
@@ -165,6 +166,10 @@ impl Inner {
                     fresh.saturating_add(u64::try_from(self.spec.max_stale.as_millis()).unwrap_or(u64::MAX)),
                 );
             }
+        }
+        drop(progress);
+        if !was_open && gate.check().is_ok() {
+            (self.notify)();
         }
     }
 
@@ -177,8 +182,6 @@ impl Inner {
             progress.is_complete = true;
         }
         self.set_gate();
-        // Callers that wait for readiness check again.
-        (self.notify)();
         tracing::info!(reason = why, "the first copy of the shared revocations is complete");
         self.attention.notify_one();
     }
