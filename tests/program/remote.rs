@@ -485,10 +485,10 @@ async fn an_admission_does_not_wait_behind_the_sockets_that_are_asked_about_agai
     for index in 0..4 {
         sockets.push(fixture.socket(&format!("user{index}.1")).await);
     }
-    // From now on the first request is not answered, and those of the other sockets wait for their turn.
+    // From now on no request is answered. When the second one comes, `timeout` after the first, all sockets have been due
+    // for long, and those of the others wait for their turn.
     fixture.provider.hold();
-    fixture.provider.asked_times(5).await;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    fixture.provider.asked_times(6).await;
     // Whoever comes with a token that a socket waits to be asked about has a turn at the door.
     let coming: Vec<_> = (0..4)
         .map(|index| {
