@@ -36,7 +36,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::engine::{Connection, Engine};
+use self::engine::{Engine, EngineConnection};
 use self::message::Codes;
 use self::outbox::Outbox;
 use self::peers::Peers;
@@ -277,7 +277,7 @@ impl Inner {
         }
     }
 
-    fn connected(&self, connection: &Connection) {
+    fn connected(&self, connection: &EngineConnection) {
         self.metrics.shared.set_up(true);
         let mut progress = self.lock();
         progress.is_up = true;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::{Value, cmd, pipe};
 use tokio::time::Instant;
 
-use super::engine::{Connection, Engine, EngineError, key, text};
+use super::engine::{Engine, EngineConnection, EngineError, key, text};
 use super::message::{Codes, Message};
 use super::session_store::probe as probe_sessions;
 use super::state::random;
@@ -149,13 +149,17 @@ async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) 
 }
 
 /// Returns the engine's clock, in milliseconds since the epoch.
-async fn clock(connection: &mut Connection) -> Result<u64, EngineError> {
+async fn clock(connection: &mut EngineConnection) -> Result<u64, EngineError> {
     let (seconds, micros): (u64, u64) = connection.ask(&cmd("TIME")).await?;
     Ok(seconds.saturating_mul(1_000).saturating_add(micros / 1_000))
 }
 
 /// Returns the instances with authenticated and recent heartbeats.
-async fn live(spec: &SharedSpec, codes: &Codes, connection: &mut Connection) -> Result<HashSet<u128>, EngineError> {
+async fn live(
+    spec: &SharedSpec,
+    codes: &Codes,
+    connection: &mut EngineConnection,
+) -> Result<HashSet<u128>, EngineError> {
     let mut last = cmd("XREVRANGE");
     last.arg(key(&spec.name, "log")).arg("+").arg("-").arg("COUNT").arg(MESSAGES);
     let found: Vec<Value> = connection.ask(&last).await?;

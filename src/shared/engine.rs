@@ -108,7 +108,7 @@ impl Engine {
     }
 
     /// Connects. A command on this connection may take as long as `limit`.
-    pub(super) async fn connect(&self, limit: Duration) -> Result<Connection, EngineError> {
+    pub(super) async fn connect(&self, limit: Duration) -> Result<EngineConnection, EngineError> {
         let connecting = async {
             match &self.spec.sentinel {
                 Some(master) => self.by_sentinel(master, limit).await,
@@ -122,7 +122,7 @@ impl Engine {
         timeout(CONNECT, connecting).await.map_err(|_| EngineError::ConnectTimeout(CONNECT))?
     }
 
-    async fn by_sentinel(&self, master: &str, limit: Duration) -> Result<Connection, EngineError> {
+    async fn by_sentinel(&self, master: &str, limit: Duration) -> Result<EngineConnection, EngineError> {
         let mut last = None;
         for address in &self.spec.addresses {
             match self.master_of(address, master).await {
@@ -161,7 +161,7 @@ impl Engine {
         Ok(EngineAddress { host: text(host).ok_or_else(unknown)?, port })
     }
 
-    async fn in_cluster(&self, limit: Duration) -> Result<Connection, EngineError> {
+    async fn in_cluster(&self, limit: Duration) -> Result<EngineConnection, EngineError> {
         let mut last = None;
         for address in &self.spec.addresses {
             match self.node_from(address).await {
@@ -198,7 +198,12 @@ impl Engine {
         found.ok_or_else(|| EngineError::NotFound(format!("{address} knows no cluster node for slot {slot}")))
     }
 
-    async fn open(&self, address: &EngineAddress, limit: Duration, login: bool) -> Result<Connection, EngineError> {
+    async fn open(
+        &self,
+        address: &EngineAddress,
+        limit: Duration,
+        login: bool,
+    ) -> Result<EngineConnection, EngineError> {
         let failed = |source| EngineError::Connect { address: address.to_string(), source };
         let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
         // The connection has small commands, each of which is awaited.
@@ -229,13 +234,13 @@ impl Engine {
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let (connection, driver) = MultiplexedConnection::new_with_config(&info, bounded, config).await?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
-        Ok(Connection { connection, limit, local, _driver: driver })
+        Ok(EngineConnection { connection, limit, local, _driver: driver })
     }
 }
 
 /// A connection. Clones share it; their commands are answered in the order in which they were sent.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct EngineConnection {
     connection: MultiplexedConnection,
     limit: Duration,
     /// This side's address.
@@ -243,7 +248,7 @@ pub(super) struct Connection {
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
-impl Connection {
+impl EngineConnection {
     /// Sends a command and waits for its answer.
     pub(super) async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, EngineError> {
         let asked = command.query_async(&mut self.connection);

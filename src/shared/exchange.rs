@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{Value, cmd};
 use tokio::time::{Instant, sleep_until};
 
-use super::engine::{Connection, EngineError, text};
+use super::engine::{EngineConnection, EngineError, text};
 use super::message::Message;
 use super::open_sockets::OpenSockets;
 use super::peers::CLOCKS;
@@ -29,7 +29,7 @@ const INSTANCES: usize = 200;
 
 impl Inner {
     /// Writes the users that were seen here, and reads those whose sockets are due.
-    pub(super) async fn keep_presence(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
+    pub(super) async fn keep_presence(&self, mut connection: EngineConnection) -> Result<Infallible, EngineError> {
         let mut write = Instant::now() + WRITE;
         loop {
             tokio::select! {
@@ -49,7 +49,7 @@ impl Inner {
         }
     }
 
-    async fn write_seen(&self, connection: &mut Connection) -> Result<(), EngineError> {
+    async fn write_seen(&self, connection: &mut EngineConnection) -> Result<(), EngineError> {
         let seen = self.presences.take_seen();
         for chunk in seen.chunks(CHUNK) {
             let mut write = cmd("ZADD");
@@ -72,7 +72,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn ask_seen(&self, connection: &mut Connection, users: &[Digest]) -> Result<(), EngineError> {
+    async fn ask_seen(&self, connection: &mut EngineConnection, users: &[Digest]) -> Result<(), EngineError> {
         let mut question = cmd("ZMSCORE");
         question.arg(self.key("seen"));
         for user in users {
@@ -101,7 +101,10 @@ impl Drop for ElsewhereGuard<'_> {
 
 impl Inner {
     /// Publishes the users near the limit, and reads those of other instances.
-    pub(super) async fn exchange_open_sockets(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
+    pub(super) async fn exchange_open_sockets(
+        &self,
+        mut connection: EngineConnection,
+    ) -> Result<Infallible, EngineError> {
         let guard = ElsewhereGuard(&self.open_sockets);
         loop {
             let next = Instant::now() + EXCHANGE;

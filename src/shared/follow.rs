@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use redis::{Value, cmd};
 use tokio::time::Instant;
 
-use super::engine::{Connection, EngineError};
+use super::engine::{EngineConnection, EngineError};
 use super::message::{Heartbeat, Message};
 use super::peers::Comparison;
 use super::state::{BLOCK_MILLIS, Inner, TOO_LONG, UNVERIFIED};
@@ -25,7 +25,7 @@ impl Inner {
     /// Reads the log from this message on.
     pub(super) async fn follow(
         &self,
-        mut connection: Connection,
+        mut connection: EngineConnection,
         mut cursor: StreamId,
     ) -> Result<Infallible, EngineError> {
         self.lock().cursor = cursor;
@@ -62,7 +62,11 @@ impl Inner {
 
     /// Reduces the number of messages that are read at once, after an answer that was too long. Where one message was too long,
     /// returns the place behind it and requests a load, since the hash has the entries in between.
-    async fn skip(&self, connection: &mut Connection, count: &mut usize) -> Result<Option<StreamId>, EngineError> {
+    async fn skip(
+        &self,
+        connection: &mut EngineConnection,
+        count: &mut usize,
+    ) -> Result<Option<StreamId>, EngineError> {
         if std::mem::replace(count, 1) > 1 {
             return Ok(None);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::engine::{Connection, EngineError};
+use super::engine::{EngineConnection, EngineError};
 use super::session_store::EngineSessions;
 use super::state::{Inner, fraction};
 
@@ -27,7 +27,7 @@ impl Drop for Reachable<'_> {
 
 impl Inner {
     /// Gives login sessions the connection, and lets their records be written again when the engine may have lost them.
-    pub(super) async fn keep_login_sessions(&self, connection: Connection) -> Result<Infallible, EngineError> {
+    pub(super) async fn keep_login_sessions(&self, connection: EngineConnection) -> Result<Infallible, EngineError> {
         self.engine_sessions.set_connection(Some(connection));
         let _reachable = Reachable(&self.engine_sessions);
         let mut known_epoch = None;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::{Value, cmd};
 use tokio::time::{Instant, sleep_until};
 
-use super::engine::{Connection, EngineError};
+use super::engine::{EngineConnection, EngineError};
 use super::message::{Heartbeat, Id, Message};
 use super::peers::{Agreement, HEARTBEAT_INTERVAL};
 use super::revocation_hash::Loaded;
@@ -89,7 +89,7 @@ impl Inner {
     /// Maintains a connection over which the hash was just loaded, or could not be loaded (`None`).
     pub(super) async fn maintain(
         &self,
-        mut connection: Connection,
+        mut connection: EngineConnection,
         loaded: Option<Loaded>,
     ) -> Result<Infallible, EngineError> {
         let now = Instant::now();
@@ -175,7 +175,7 @@ impl Inner {
         }
     }
 
-    async fn load_again(&self, connection: &Connection, due: &mut Due) -> Result<(), EngineError> {
+    async fn load_again(&self, connection: &EngineConnection, due: &mut Due) -> Result<(), EngineError> {
         {
             let mut progress = self.lock();
             progress.wants_load = false;
@@ -200,7 +200,7 @@ impl Inner {
     }
 
     /// Removes expired entries, about once an hour and by one of the instances.
-    async fn sweep_in_turn(&self, connection: &mut Connection) -> Result<(), EngineError> {
+    async fn sweep_in_turn(&self, connection: &mut EngineConnection) -> Result<(), EngineError> {
         let instances = u32::try_from(self.peers.live(self.instance)).unwrap_or(u32::MAX);
         if fraction() * f64::from(instances) >= 1.0 {
             return Ok(());
@@ -216,7 +216,7 @@ impl Inner {
     }
 
     /// Sends a heartbeat with the digest of this instance, and checks whether the engine still has its data.
-    async fn send_heartbeat(&self, connection: &mut Connection) -> Result<(), EngineError> {
+    async fn send_heartbeat(&self, connection: &mut EngineConnection) -> Result<(), EngineError> {
         self.revocations.remove_expired(unix_seconds());
         let minute = unix_seconds() / 60;
         let digest = self.revocations.copy_digest(minute);
@@ -270,7 +270,7 @@ impl Inner {
     }
 
     /// Requests a load where messages were removed from the log before they were read here.
-    async fn see_first_message(&self, connection: &mut Connection) -> Result<(), EngineError> {
+    async fn see_first_message(&self, connection: &mut EngineConnection) -> Result<(), EngineError> {
         let mut first = cmd("XRANGE");
         first.arg(self.key("log")).arg("-").arg("+").arg("COUNT").arg(1);
         let cursor = self.lock().cursor;

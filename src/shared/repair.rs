@@ -3,7 +3,7 @@
 
 use redis::{Value, cmd, pipe};
 
-use super::engine::{Connection, EngineError};
+use super::engine::{EngineConnection, EngineError};
 use super::message::Message;
 use super::state::Inner;
 use super::stream::StreamId;
@@ -15,7 +15,7 @@ const NO_IDS: &str = "exhausted the last possible ID";
 
 impl Inner {
     /// Removes keys of another type than ours.
-    pub(super) async fn remove_wrong_types(&self, connection: &mut Connection) -> Result<(), EngineError> {
+    pub(super) async fn remove_wrong_types(&self, connection: &mut EngineConnection) -> Result<(), EngineError> {
         let mut types = pipe();
         for (what, _) in KEYS {
             types.cmd("TYPE").arg(self.key(what));
@@ -35,7 +35,7 @@ impl Inner {
 
     /// Appends a message to the log and returns its id, from which this instance reads. Messages of others need not be read
     /// to find the end of the log.
-    pub(super) async fn write_position(&self, connection: &mut Connection) -> Result<StreamId, EngineError> {
+    pub(super) async fn write_position(&self, connection: &mut EngineConnection) -> Result<StreamId, EngineError> {
         match self.append(connection, &Message::Position).await {
             Err(EngineError::Refused(reason)) if reason.contains(NO_IDS) => {
                 self.remove(connection, "log", "a log without further ids").await?;
@@ -45,7 +45,12 @@ impl Inner {
         }
     }
 
-    async fn remove(&self, connection: &mut Connection, what: &str, reason: &'static str) -> Result<(), EngineError> {
+    async fn remove(
+        &self,
+        connection: &mut EngineConnection,
+        what: &str,
+        reason: &'static str,
+    ) -> Result<(), EngineError> {
         let key = self.key(what);
         match connection.ask::<Value>(cmd("UNLINK").arg(&key)).await {
             Ok(_) => {

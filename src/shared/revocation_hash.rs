@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::{Value, cmd, pipe};
 use tokio::time::Instant;
 
-use super::engine::{Connection, EngineError, text};
+use super::engine::{EngineConnection, EngineError, text};
 use super::message::Message;
 use super::outbox::{Name, Outbox, Outgoing};
 use super::state::{Inner, RECONNECT, TOO_LONG, UNVERIFIED, random};
@@ -65,7 +65,7 @@ impl Inner {
     /// `position` is the place in the log from which this instance reads.
     pub(super) async fn prepare_load(
         &self,
-        connection: &mut Connection,
+        connection: &mut EngineConnection,
         position: StreamId,
     ) -> Result<(), EngineError> {
         self.read_epoch(connection).await?;
@@ -90,7 +90,7 @@ impl Inner {
     /// The end is that of the last heartbeat, however old: while there is no engine none is written.
     async fn instances_before(
         &self,
-        connection: &mut Connection,
+        connection: &mut EngineConnection,
         position: StreamId,
     ) -> Result<HashSet<u128>, EngineError> {
         let (mut last, mut before) = (None, position);
@@ -127,7 +127,7 @@ impl Inner {
 
     /// Reads the random number that the engine loses with its data, or writes one where there is none. Returns whether
     /// it has changed.
-    pub(super) async fn read_epoch(&self, connection: &mut Connection) -> Result<bool, EngineError> {
+    pub(super) async fn read_epoch(&self, connection: &mut EngineConnection) -> Result<bool, EngineError> {
         let new = random().map(u128::from_le_bytes).unwrap_or_default();
         let mut commands = pipe();
         commands.cmd("SET").arg(self.key("epoch")).arg(format!("{new:032x}")).arg("NX").ignore();
@@ -148,7 +148,7 @@ impl Inner {
     }
 
     /// Merges every entry of the hash into the copy, and finds the entries that the hash lacks.
-    pub(super) async fn load(&self, connection: &Connection) -> Result<Loaded, EngineError> {
+    pub(super) async fn load(&self, connection: &EngineConnection) -> Result<Loaded, EngineError> {
         let mut connection = connection.with_limit(STEP.max(self.spec.timeout));
         let max_bytes = self.limit.saturating_mul(ENTRY_BYTES).max(LEAST_BYTES);
         let (mut bytes, mut unverified, mut too_long, mut has_changed) = (0_usize, 0_u64, 0_u64, false);
@@ -215,7 +215,7 @@ impl Inner {
     /// Writes the entries that the hash lacked, and notifies the other instances to load it.
     pub(super) async fn write_missing(
         &self,
-        connection: &mut Connection,
+        connection: &mut EngineConnection,
         missing: &[SharedEntry],
     ) -> Result<(), EngineError> {
         for chunk in missing.chunks(CHUNK) {
@@ -232,7 +232,11 @@ impl Inner {
     }
 
     /// Removes entries from the hash.
-    pub(super) async fn remove_entries(&self, connection: &mut Connection, names: &[Name]) -> Result<(), EngineError> {
+    pub(super) async fn remove_entries(
+        &self,
+        connection: &mut EngineConnection,
+        names: &[Name],
+    ) -> Result<(), EngineError> {
         for chunk in names.chunks(CHUNK) {
             let mut removal = cmd("HDEL");
             removal.arg(self.key("revoked"));
@@ -245,7 +249,11 @@ impl Inner {
     }
 
     /// Appends a message to the log and returns its id.
-    pub(super) async fn append(&self, connection: &mut Connection, message: &Message) -> Result<StreamId, EngineError> {
+    pub(super) async fn append(
+        &self,
+        connection: &mut EngineConnection,
+        message: &Message,
+    ) -> Result<StreamId, EngineError> {
         let mut write = cmd("XADD");
         write.arg(self.key("log")).arg("MAXLEN").arg("~").arg(self.limit).arg("*");
         write.arg("m").arg(self.codes.seal(message.bytes()));
@@ -254,7 +262,7 @@ impl Inner {
     }
 
     /// Writes the entries of the outbox to the hash and the log, as they come.
-    pub(super) async fn publish(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
+    pub(super) async fn publish(&self, mut connection: EngineConnection) -> Result<Infallible, EngineError> {
         loop {
             loop {
                 let mut batch = InFlight { outbox: &self.outbox, entries: self.outbox.take(CHUNK) };

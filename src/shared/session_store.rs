@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use redis::{Cmd, FromRedisValue, Pipeline, cmd, pipe};
 
-use super::engine::{Connection, key};
+use super::engine::{EngineConnection, key};
 use crate::auth::digest::Digest;
 use crate::auth::login::{
     LOCK_LIFE, LockHolder, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreAnswer, StoreUnavailable,
@@ -75,7 +75,7 @@ pub(super) struct EngineSessions {
     timeout: Duration,
     metrics: Arc<Metrics>,
     /// The connection; `None` while there is none.
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<EngineConnection>>,
 }
 
 impl EngineSessions {
@@ -83,11 +83,11 @@ impl EngineSessions {
         Self { name: name.to_owned(), timeout, metrics, connection: Mutex::default() }
     }
 
-    pub(super) fn set_connection(&self, connection: Option<Connection>) {
+    pub(super) fn set_connection(&self, connection: Option<EngineConnection>) {
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
     }
 
-    fn connection(&self) -> Result<Connection, StoreUnavailable> {
+    fn connection(&self) -> Result<EngineConnection, StoreUnavailable> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
         connection.ok_or_else(|| StoreUnavailable("there is no connection".to_owned()))
     }
@@ -245,7 +245,7 @@ impl SessionStore for EngineSessions {
 pub(super) async fn probe(
     name: &str,
     timeout: Duration,
-    connection: Connection,
+    connection: EngineConnection,
     id: LockHolder,
 ) -> Result<(), StoreUnavailable> {
     let store = EngineSessions::new(name, timeout, Arc::default());

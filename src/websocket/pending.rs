@@ -137,13 +137,13 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
     }
 }
 
-type VerifyFuture = Pin<Box<dyn Future<Output = Result<Verified, Unverified>> + Send>>;
+type FirstVerdictFuture = Pin<Box<dyn Future<Output = Result<Verified, Unverified>> + Send>>;
 type ConnectFuture = Pin<Box<dyn Future<Output = (UpgradeOutcome, Option<Token>)> + Send>>;
 
 /// The next thing to await in addition to the client.
 enum Step {
     Nothing,
-    Verifying(VerifyFuture),
+    Verifying(FirstVerdictFuture),
     Connecting(ConnectFuture),
 }
 
@@ -209,7 +209,7 @@ enum Opening {
 }
 
 /// The parts of an admitted user's socket that are needed until the upstream is connected.
-struct Admitted {
+struct AdmittedUser {
     request: Option<(UpstreamRequest, Option<Token>)>,
     authorizer: Box<UserAuthorizer>,
 }
@@ -221,7 +221,7 @@ struct PendingSocket {
     reader: FirstMessageReader,
     /// The upgrade request, until the user is admitted.
     request: Option<ProtectedRequest>,
-    admitted: Option<Admitted>,
+    admitted: Option<AdmittedUser>,
     subprotocol: Option<HeaderValue>,
     forwarding: TokenForwarding,
     /// Messages of the proxy to the client, before those of the upstream.
@@ -459,7 +459,7 @@ impl PendingSocket {
                     return Event::Close(reason);
                 }
                 self.admitted =
-                    Some(Admitted { request: Some((upstream_request, token)), authorizer: Box::new(authorizer) });
+                    Some(AdmittedUser { request: Some((upstream_request, token)), authorizer: Box::new(authorizer) });
                 Event::Verdict(Verdict::Accepted { user_id, credential, token: None })
             }
             Err((refusal, reason)) => {
@@ -481,7 +481,7 @@ impl PendingSocket {
             "the upstream did not take the subprotocol the client was given".clone_into(&mut context.line.reason);
             return End::Refused(CloseReason::UpstreamFailed);
         }
-        let Some(Admitted { authorizer, .. }) = self.admitted.take() else {
+        let Some(AdmittedUser { authorizer, .. }) = self.admitted.take() else {
             return End::Refused(CloseReason::Protocol);
         };
         for action in self.session.on(Event::UpstreamOpen, unix_millis()) {
@@ -523,7 +523,7 @@ impl PendingSocket {
     }
 }
 
-fn verify(context: &SocketContext, limited_address: Option<IpAddr>, token: Token) -> VerifyFuture {
+fn verify(context: &SocketContext, limited_address: Option<IpAddr>, token: Token) -> FirstVerdictFuture {
     let state = Arc::clone(&context.state);
     Box::pin(async move { verify_by_policy_in_force(&state, limited_address, &token, Carrier::Message).await.1 })
 }

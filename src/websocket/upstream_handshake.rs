@@ -28,7 +28,7 @@ pub(super) async fn authenticate(
     dialect: &DialectSpec,
     token: &Token,
 ) -> Result<UpstreamSocket, CloseReason> {
-    let mut connection = Connection::new(upgraded);
+    let mut connection = AuthenticatingUpstream::new(upgraded);
     if dialect.greeting.is_some() {
         let greeting = connection.next_message().await?;
         if !matches(&greeting, dialect.greeting.as_ref()) {
@@ -56,7 +56,7 @@ fn matches(message: &MessageBuffer, template: Option<&serde_json::Value>) -> boo
 }
 
 /// The connection to the upstream until the user is authenticated.
-struct Connection {
+struct AuthenticatingUpstream {
     socket: Socket,
     /// Bytes that were received and not read yet.
     input: Vec<u8>,
@@ -65,7 +65,7 @@ struct Connection {
     kept: Vec<u8>,
 }
 
-impl Connection {
+impl AuthenticatingUpstream {
     fn new(upgraded: UpstreamSocket) -> Self {
         let frames = FrameReader::new(Sender::Server, false);
         Self { socket: upgraded.socket, input: upgraded.early, frames, kept: Vec::new() }
