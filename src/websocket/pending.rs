@@ -31,10 +31,10 @@ use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session, request_hint};
 use crate::auth::{Carrier, NoCredential, Token, Verified, unix_millis};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
-use crate::budget::CLOSING_SOCKET_BYTES;
+use crate::budget::{CLOSING_SOCKET_BYTES, MemoryReservation};
 use crate::http::{ProtectedRequest, Socket, UpstreamRequest, UpstreamSocket};
 use crate::policy::{DialectSpec, WebSocketSpec};
-use crate::runtime::PendingSlot;
+use crate::runtime::{PendingSlot, Subscription};
 use crate::telemetry::{AnsweredBy, Outcome, in_current_request};
 use first_message::{FirstMessageReader, MESSAGE_BYTES, Received};
 use liveness::{Liveness, LivenessDue};
@@ -176,6 +176,73 @@ enum Wake {
     Connected(UpgradeOutcome, Option<Token>),
 }
 
+/// Everything that a pending socket waits with.
+struct Waiting {
+    subscription: Subscription,
+    reservation: Arc<MemoryReservation>,
+    /// The memory of the request and of the buffer that held its head.
+    request_bytes: usize,
+    step: Step,
+    /// The buffer for what the client sends.
+    scratch: Vec<u8>,
+    /// Without a time limit for the first message the client is pinged, to detect that it has gone.
+    liveness: Option<Liveness>,
+}
+
+impl Waiting {
+    fn new(context: &SocketContext, spec: &WebSocketSpec) -> Self {
+        let reservation = Arc::clone(&context.reservation);
+        reservation.set_request_in_progress(false);
+        Self {
+            // A drain closes pending sockets spread over time too.
+            subscription: context.state.notifier.subscribe_staggered(),
+            request_bytes: reservation.bytes(),
+            reservation,
+            step: Step::Nothing,
+            scratch: vec![0; READ],
+            liveness: spec.auth_timeout.is_none().then(|| Liveness::new(Arc::clone(&spec.limits))),
+        }
+    }
+
+    /// Waits until something happens.
+    async fn next(
+        &mut self,
+        session: &Session,
+        reader: &FirstMessageReader,
+        client: &mut Socket,
+        slot: &PendingSlot,
+    ) -> Wake {
+        let deadline =
+            session.deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(unix_millis())));
+        let is_awaiting_message = matches!(self.step, Step::Nothing);
+        let liveness_deadline = self
+            .liveness
+            .as_mut()
+            .filter(|_| is_awaiting_message)
+            .map(|liveness| liveness.deadline(reader.is_in_message()));
+        tokio::select! {
+            biased;
+            () = self.subscription.notified() => Wake::Notified,
+            () = slot.evicted(), if is_awaiting_message => Wake::Evicted,
+            () = self.reservation.evicted() => Wake::MemoryEvicted,
+            wake = self.step.next() => wake,
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
+            () = sleep_until(liveness_deadline.unwrap_or_else(Instant::now)), if liveness_deadline.is_some() => {
+                Wake::Liveness
+            }
+            read = client.read(&mut self.scratch), if reader.has_room() => Wake::Read(read),
+        }
+    }
+
+    /// Notes that the client has sent something, which the reader has.
+    fn received(&mut self, reader: &FirstMessageReader) {
+        if let Some(liveness) = &mut self.liveness {
+            liveness.received();
+        }
+        self.reservation.resize(self.request_bytes + reader.memory());
+    }
+}
+
 /// The end of a socket's time as pending.
 enum End {
     /// The user is admitted and the upstream connected.
@@ -233,6 +300,7 @@ struct PendingSocket {
 }
 
 impl PendingSocket {
+    /// Waits for the first message, its verdict and the upstream, until one of the ends.
     async fn wait(
         &mut self,
         context: &mut SocketContext,
@@ -240,110 +308,122 @@ impl PendingSocket {
         slot: &PendingSlot,
         spec: &WebSocketSpec,
     ) -> End {
-        // A drain closes pending sockets spread over time too.
-        let mut subscription = context.state.notifier.subscribe_staggered();
-        let reservation = Arc::clone(&context.reservation);
-        // The memory of the request and of the buffer that held its head.
-        let request_bytes = reservation.bytes();
-        reservation.set_request_in_progress(false);
-        let mut step = Step::Nothing;
-        let mut scratch = vec![0; READ];
-        // Without a time limit for the first message the client is pinged, to detect that it has gone.
-        let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(Arc::clone(&spec.limits)));
+        let mut waiting = Waiting::new(context, spec);
         loop {
-            match self.read_opening(context, client, slot) {
-                Ok(None) => {}
-                Ok(Some(Opening::Message(text))) => {
-                    let event = match self.read_first_message(text, context, client) {
-                        Ok(Some(event)) => event,
-                        Ok(None) => continue,
-                        Err(end) => return end,
-                    };
-                    if let Some(end) = self.process(event, context, &mut step) {
+            let next = match self.read_received(context, client, slot) {
+                Ok(None) => {
+                    let wake = waiting.next(&self.session, &self.reader, client, slot).await;
+                    self.woken(wake, &mut waiting, context, client, spec)
+                }
+                read => read,
+            };
+            match next {
+                Ok(Some(event)) => {
+                    if let Some(end) = self.process(event, context, &mut waiting.step) {
                         return end;
                     }
-                    continue;
                 }
-                Ok(Some(Opening::Close(payload))) => return End::Left(Some(payload)),
+                Ok(None) => {}
                 Err(end) => return end,
             }
-            let deadline = self
-                .session
-                .deadline()
-                .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(unix_millis())));
-            let is_awaiting_message = matches!(step, Step::Nothing);
-            let liveness_deadline = liveness
-                .as_mut()
-                .filter(|_| is_awaiting_message)
-                .map(|liveness| liveness.deadline(self.reader.is_in_message()));
-            let has_room = self.reader.has_room();
-            let wake = tokio::select! {
-                biased;
-                () = subscription.notified() => Wake::Notified,
-                () = slot.evicted(), if is_awaiting_message => Wake::Evicted,
-                () = reservation.evicted() => Wake::MemoryEvicted,
-                wake = step.next() => wake,
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
-                () = sleep_until(liveness_deadline.unwrap_or_else(Instant::now)), if liveness_deadline.is_some() => {
-                    Wake::Liveness
-                }
-                read = client.read(&mut scratch), if has_room => Wake::Read(read),
+        }
+    }
+
+    /// Reads what the client has sent. Returns the event of its first message, or `None` when more must come.
+    ///
+    /// # Errors
+    /// Returns the end of the wait.
+    fn read_received(
+        &mut self,
+        context: &mut SocketContext,
+        client: &mut Socket,
+        slot: &PendingSlot,
+    ) -> Result<Option<Event>, End> {
+        while let Some(opening) = self.read_opening(context, client, slot)? {
+            let text = match opening {
+                Opening::Message(text) => text,
+                Opening::Close(payload) => return Err(End::Left(Some(payload))),
             };
-            let event = match wake {
-                Wake::Read(Ok(0) | Err(_)) => return End::Left(None),
-                Wake::Read(Ok(length)) => {
-                    self.reader.push(&scratch[..length]);
-                    if let Some(liveness) = &mut liveness {
-                        liveness.received();
-                    }
-                    reservation.resize(request_bytes + self.reader.memory());
-                    continue;
-                }
-                Wake::Liveness => match liveness.as_mut().map(Liveness::due) {
-                    Some(LivenessDue::Ping) => {
-                        self.reader.expect_pong();
-                        match write_at_once(client, Opcode::Ping, PING) {
-                            Ok(()) => continue,
-                            Err(truncated) => return truncated.into(),
-                        }
-                    }
-                    Some(LivenessDue::SlowMessage) => Event::Close(CloseReason::Timeout),
-                    Some(LivenessDue::Gone) | None => return End::Left(None),
-                },
-                Wake::Deadline => Event::Deadline { last_seen: None },
-                Wake::Evicted => {
-                    context.state.metrics.limited("waiting_websockets");
-                    Event::Close(CloseReason::TooManyConnections)
-                }
-                Wake::MemoryEvicted => {
-                    context.state.record_memory_limit();
-                    return End::Refused(CloseReason::TooManyConnections);
-                }
-                Wake::Notified if subscription.should_close() => {
-                    Event::Close(CloseReason::Drain(spec.limits.drain_code))
-                }
-                Wake::Notified => continue,
-                Wake::Verified(verdict) => {
-                    step = Step::Nothing;
-                    self.verified(verdict, context)
-                }
-                Wake::Connected(UpgradeOutcome::Open(head, upstream), token) => {
-                    return self.open(&head, upstream, token, context);
-                }
-                Wake::Connected(UpgradeOutcome::Answered(answer), _) => {
-                    let reason = close_reason_of(answer.status());
-                    context.line.answered_by = AnsweredBy::Upstream;
-                    context.line.outcome = Outcome::Refused(reason.outcome());
-                    context.line.reason = describe_refusal(answer.status());
-                    Event::Close(reason)
-                }
-                Wake::Connected(UpgradeOutcome::Failed(refusal, reason), _) => {
-                    refusal.record(&mut context.line);
-                    Event::Close(reason)
-                }
-            };
-            if let Some(end) = self.process(event, context, &mut step) {
-                return end;
+            if let Some(event) = self.read_first_message(text, context, client)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the event for which the task was woken, if there is one for the session.
+    ///
+    /// # Errors
+    /// Returns the end of the wait.
+    fn woken(
+        &mut self,
+        wake: Wake,
+        waiting: &mut Waiting,
+        context: &mut SocketContext,
+        client: &mut Socket,
+        spec: &WebSocketSpec,
+    ) -> Result<Option<Event>, End> {
+        Ok(Some(match wake {
+            Wake::Read(Ok(0) | Err(_)) => return Err(End::Left(None)),
+            Wake::Read(Ok(length)) => {
+                self.reader.push(&waiting.scratch[..length]);
+                waiting.received(&self.reader);
+                return Ok(None);
+            }
+            Wake::Liveness => return self.liveness_due(waiting, client),
+            Wake::Deadline => Event::Deadline { last_seen: None },
+            Wake::Evicted => {
+                context.state.metrics.limited("waiting_websockets");
+                Event::Close(CloseReason::TooManyConnections)
+            }
+            Wake::MemoryEvicted => {
+                context.state.record_memory_limit();
+                return Err(CloseReason::TooManyConnections.into());
+            }
+            Wake::Notified if waiting.subscription.should_close() => {
+                Event::Close(CloseReason::Drain(spec.limits.drain_code))
+            }
+            Wake::Notified => return Ok(None),
+            Wake::Verified(verdict) => {
+                waiting.step = Step::Nothing;
+                self.verified(verdict, context)
+            }
+            Wake::Connected(outcome, token) => self.connected(outcome, token, context)?,
+        }))
+    }
+
+    /// Pings a client that was silent, or ends the wait for one that is gone or too slow.
+    fn liveness_due(&mut self, waiting: &mut Waiting, client: &mut Socket) -> Result<Option<Event>, End> {
+        match waiting.liveness.as_mut().map(Liveness::due) {
+            Some(LivenessDue::Ping) => {
+                self.reader.expect_pong();
+                write_at_once(client, Opcode::Ping, PING)?;
+                Ok(None)
+            }
+            Some(LivenessDue::SlowMessage) => Ok(Some(Event::Close(CloseReason::Timeout))),
+            Some(LivenessDue::Gone) | None => Err(End::Left(None)),
+        }
+    }
+
+    /// Processes the upstream's answer to the upgrade: the end of the wait, or the event of a refusal.
+    fn connected(
+        &mut self,
+        outcome: UpgradeOutcome,
+        token: Option<Token>,
+        context: &mut SocketContext,
+    ) -> Result<Event, End> {
+        match outcome {
+            UpgradeOutcome::Open(head, upstream) => Err(self.open(&head, upstream, token, context)),
+            UpgradeOutcome::Answered(answer) => {
+                let reason = close_reason_of(answer.status());
+                context.line.answered_by = AnsweredBy::Upstream;
+                context.line.outcome = Outcome::Refused(reason.outcome());
+                context.line.reason = describe_refusal(answer.status());
+                Ok(Event::Close(reason))
+            }
+            UpgradeOutcome::Failed(refusal, reason) => {
+                refusal.record(&mut context.line);
+                Ok(Event::Close(reason))
             }
         }
     }
