@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, budget, workers, json, page, small_server, fuzz; in tests simulation
+//! leaves that take plain values: telemetry, drain, budget, workers, file_work, json, page, small_server, fuzz; in tests simulation
 //! ```
 //!
 //! | module | what it does |
@@ -44,6 +44,7 @@
 //! | `config` | the file, the environment and the flags as data, with the place of each value |
 //! | `telemetry` | log lines and metrics |
 //! | `drain`, `budget`, `workers` | the shutdown; a bound on memory that callers share; the threads that serve connections |
+//! | `file_work` | reads files on threads that may hang, within a limit |
 //! | `fuzz` | what fuzz targets share; not in the built program |
 //! | `simulation` | the clock, the upstream and the provider in tests on a paused clock |
 //! | `json`, `page`, `small_server` | strict JSON objects, HTML pages, the server of the admin and control listeners |
@@ -67,6 +68,7 @@ mod config;
 mod control;
 mod demo;
 mod drain;
+mod file_work;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 mod http;

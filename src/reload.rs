@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep};
 
+use crate::file_work::{FILE_LIMIT, FileWork};
 use crate::policy::Policy;
 use crate::runtime::ProxyState;
 use crate::telemetry;
@@ -95,6 +96,8 @@ pub struct Reload {
     /// The metadata at the last poll. A file whose metadata differs from it may still be written.
     last: Vec<Fingerprint>,
     rejected: Option<Rejected>,
+    checking: FileWork<Vec<Fingerprint>>,
+    loading: FileWork<(Result<(LoadedPolicy, Watched), String>, Vec<Fingerprint>)>,
 }
 
 struct Rejected {
@@ -113,7 +116,15 @@ impl Reload {
         state.set_policy_name(&watched.name);
         state.describe(&watched.digest);
         let last = watched.known.clone();
-        Self { state: Arc::clone(state), load: Arc::new(load), watched, last, rejected: None }
+        Self {
+            state: Arc::clone(state),
+            load: Arc::new(load),
+            watched,
+            last,
+            rejected: None,
+            checking: FileWork::default(),
+            loading: FileWork::default(),
+        }
     }
 
     /// Reloads until the process drains.
@@ -135,7 +146,13 @@ impl Reload {
     /// be retried.
     async fn is_due(&mut self) -> bool {
         let files = self.watched.files.clone();
-        let Ok(found) = tokio::task::spawn_blocking(move || fingerprints(&files)).await else { return false };
+        let found = match self.checking.run(FILE_LIMIT, move || fingerprints(&files)).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.reject(format!("the configuration: {error}"), false);
+                return false;
+            }
+        };
         let is_settled = found == self.last;
         self.last = found;
         let should_retry = self.rejected.as_ref().is_some_and(|rejected| rejected.at.elapsed() >= RETRY_INTERVAL);
@@ -144,17 +161,17 @@ impl Reload {
 
     async fn reload(&mut self, is_requested: bool) {
         let (load, files) = (Arc::clone(&self.load), self.watched.files.clone());
-        let loading = tokio::task::spawn_blocking(move || {
+        let loading = move || {
             let before = fingerprints(&files);
             (load_watched(files, || load()), before)
-        });
-        let (loaded, before) = match loading.await {
+        };
+        let (loaded, before) = match self.loading.run(FILE_LIMIT, loading).await {
             Ok(read) => read,
-            Err(panic) => {
-                tracing::debug!(error = %panic, "loading the configuration failed");
+            Err(error) => {
+                tracing::debug!(?error, "loading the configuration failed");
                 // It is loaded again when a file changes, and after `RETRY_INTERVAL`.
                 self.watched.known.clone_from(&self.last);
-                return self.reject("internal error while the configuration was loaded".to_owned(), is_requested);
+                return self.reject(format!("the configuration: {error}"), is_requested);
             }
         };
         self.watched.known.clone_from(&before);

@@ -330,9 +330,26 @@ impl Revocations {
         keep: Duration,
         limit: usize,
     ) -> Result<Revocation, LimitReached> {
+        let at = self.now_of_all(now.saturating_mul(1_000)) / 1_000;
+        self.revoke_until(issuer, target, at, now, keep, limit)
+    }
+
+    /// Revokes a target as [`Self::revoke`] does, but only what was issued until `at`, Unix seconds by the issuer's clock.
+    /// A message of the issuer that comes late, or a second time, ends no session that has begun since.
+    ///
+    /// # Errors
+    /// Returns an error when there are `limit` revocations already.
+    pub fn revoke_until(
+        &self,
+        issuer: &str,
+        target: &RevocationTarget,
+        at: u64,
+        now: u64,
+        keep: Duration,
+        limit: usize,
+    ) -> Result<Revocation, LimitReached> {
         let key = self.key(0, issuer, target);
-        let moment = self.now_of_all(now.saturating_mul(1_000)) / 1_000;
-        let received = RevokedAt { at: moment, until: now.saturating_add(keep.as_secs()) };
+        let received = RevokedAt { at, until: now.saturating_add(keep.as_secs()) };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let (former, entry) = Self::merged(&entries, key, received);
         if former.is_none() && entries.len() >= limit {

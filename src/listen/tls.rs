@@ -16,6 +16,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{FILE_BYTES, read_bounded};
+use crate::file_work::{FILE_LIMIT, FileWork};
 use crate::policy::CertificateFiles;
 
 /// The interval at which the files are checked for changes; certificates are renewed weeks before they expire.
@@ -107,24 +108,35 @@ async fn reload_on_change(
     current: Arc<CurrentCertificate>,
     closing: CancellationToken,
 ) {
-    // On threads for what blocks: on a file system that hangs, the caller's thread would accept no connection any more.
-    let marks = || {
-        let files = Arc::clone(&files);
-        tokio::task::spawn_blocking(move || modification_marks(&files))
-    };
+    let (mut checking, mut loading) = (FileWork::default(), FileWork::default());
+    let mut is_late = false;
     loop {
         tokio::select! {
             () = closing.cancelled() => return,
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
-        let Ok(found) = marks().await else { continue };
-        if found == loaded {
-            continue;
-        }
-        loaded = found;
-        let read = Arc::clone(&files);
-        let Ok(loading) = tokio::task::spawn_blocking(move || load(&read)).await else { continue };
-        match loading {
+        let (checked, read) = (Arc::clone(&files), Arc::clone(&files));
+        let read = match checking.run(FILE_LIMIT, move || modification_marks(&checked)).await {
+            Ok(found) if found == loaded => continue,
+            Ok(found) => {
+                loaded = found;
+                loading.run(FILE_LIMIT, move || load(&read)).await
+            }
+            Err(error) => Err(error),
+        };
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                // It is logged once, since every further check fails likewise until the file system answers.
+                if !is_late {
+                    tracing::warn!(file = %files.certificate.display(), %error, "certificate reload failed, keeping the current one");
+                }
+                (is_late, loaded) = (true, None);
+                continue;
+            }
+        };
+        is_late = false;
+        match read {
             Ok(key) => {
                 current.0.store(key);
                 tracing::info!(file = %files.certificate.display(), "certificate reloaded");

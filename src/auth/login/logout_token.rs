@@ -27,6 +27,8 @@ pub struct ProviderLogout {
     pub targets: Vec<RevocationTarget>,
     /// The time for which the revocation must be kept at least: until every login session that it concerns has ended.
     pub keep: Duration,
+    /// The token's `iat`, Unix seconds: sessions that began since have not ended.
+    pub issued_at: u64,
     id: [u8; 16],
 }
 
@@ -105,6 +107,7 @@ impl Login {
             issuer,
             targets,
             keep: self.spec.session_max_age.saturating_add(Duration::from_secs(60)),
+            issued_at,
             id: digest.as_ref().first_chunk().copied().unwrap_or_default(),
         })
     }

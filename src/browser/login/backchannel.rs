@@ -61,7 +61,7 @@ async fn revoke(state: &Arc<ProxyState>, runtime: &Arc<Runtime>, logout: &Provid
     let mut revocations = Vec::new();
     let mut limit_reached = None;
     for target in &logout.targets {
-        match state.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit) {
+        match state.revocations.revoke_until(&logout.issuer, target, logout.issued_at, unix_seconds(), keep, limit) {
             Ok(revocation) => revocations.push(revocation),
             Err(full) => {
                 tracing::error!(reason = %full, "a provider's logout could not be recorded");

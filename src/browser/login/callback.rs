@@ -278,7 +278,10 @@ impl SignInRequest<'_> {
                 user = denied.as_deref();
                 (AuditEvent::Denial, pages::not_allowed())
             }
-            LoginError::Revoked(_) => (AuditEvent::Denial, pages::not_allowed()),
+            LoginError::Revoked(_) => {
+                wait = Some(DEFAULT_RETRY);
+                (AuditEvent::Denial, pages::just_ended())
+            }
             LoginError::NoRefreshToken => (AuditEvent::SignInFailed(SignInOutcome::Refused), pages::no_refresh_token()),
             LoginError::ClientRefused { answer, key } => {
                 tracing::error!(

@@ -162,6 +162,15 @@ pub(super) fn not_allowed() -> Page {
     page
 }
 
+pub(super) fn just_ended() -> Page {
+    Page::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "Your session was ended a moment ago",
+        "Your provider or an administrator has ended your sessions. You can sign in again in a minute.",
+    )
+    .with(&try_again("/"))
+}
+
 pub(super) fn provider_down() -> Page {
     Page::new(
         StatusCode::SERVICE_UNAVAILABLE,

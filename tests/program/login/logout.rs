@@ -214,6 +214,19 @@ async fn the_provider_ends_a_session_by_its_sid_or_all_by_sub() {
 }
 
 #[tokio::test]
+async fn a_logout_token_that_comes_late_ends_no_session_that_began_since() {
+    let fixture = Fixture::start("", "").await;
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    // Another instance may have had this one before. It is older than the clocks may differ.
+    let late = logout_token(&fixture, &json!({ "sid": null, "sub": "alice", "iat": now() - 120 }));
+    assert_eq!(tell(&fixture, &late).await, 200);
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({ "sub": "alice", "jti": "now" }))).await, 200);
+    assert_eq!(browser.open("/x").await.status, 302);
+}
+
+#[tokio::test]
 async fn a_logout_is_remembered_as_long_as_a_bearer_token_may_live() {
     let hour = 3_600;
     for (audience, keep, expected) in [
