@@ -97,8 +97,10 @@ pub struct Reload {
     last: Vec<Fingerprint>,
     rejected: Option<Rejected>,
     checking: FileWork<Vec<Fingerprint>>,
-    loading: FileWork<(Result<(LoadedPolicy, Watched), String>, Vec<Fingerprint>)>,
+    loading: FileWork<(LoadResult, Vec<Fingerprint>)>,
 }
+
+type LoadResult = Result<(LoadedPolicy, Watched), String>;
 
 struct Rejected {
     reason: String,
