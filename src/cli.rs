@@ -364,7 +364,11 @@ fn command_line() -> clap::Command {
 pub fn main() -> ExitCode {
     // Two dependencies could each bring a provider; the first token must not be the one to find out.
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-    let cli = Cli::from_arg_matches(&command_line().get_matches()).unwrap_or_else(|error| error.exit());
+    let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
     let code = match cli.command {
         None => run::run(&cli.run),
         Some(Command::Run(arguments)) => run::run(&arguments),
@@ -380,6 +384,26 @@ pub fn main() -> ExitCode {
         Some(Command::Token(TokenCommand::AssertionKey(arguments))) => token::assertion_key(&arguments),
     };
     output::exit_code(code)
+}
+
+/// Prints what is wrong with the command line, or the help that it asks for. An argument that may be a secret is not
+/// repeated.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    let secrets = std::env::args_os().skip(1).flat_map(|argument| {
+        let argument = argument.to_string_lossy().into_owned();
+        let value = argument.split_once('=').map(|(_, value)| value.to_owned());
+        [Some(argument), value].into_iter().flatten().filter(|text| config::may_be_secret(text)).collect::<Vec<_>>()
+    });
+    let secrets: Vec<String> = if error.use_stderr() { secrets.collect() } else { Vec::new() };
+    let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+    if secrets.is_empty() {
+        // A reader that has gone is no error.
+        let _ = error.print();
+        return code;
+    }
+    let text = secrets.iter().fold(error.render().to_string(), |text, secret| text.replace(secret, config::NOT_SHOWN));
+    print_error(format_args!("{}\nA token is never an argument: {}.", text.trim_end(), token::NO_ARGUMENT));
+    code
 }
 
 fn completions(arguments: &CompletionsArguments) -> ExitCode {

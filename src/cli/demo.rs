@@ -14,7 +14,7 @@ use url::Url;
 use super::executor::block_on;
 use super::{DemoArguments, fail, print_line};
 use crate::auth::Revocations;
-use crate::config;
+use crate::config::{self, shown_url};
 use crate::demo::{Demo, DemoError, OwnBackend, OwnBackendDemo};
 use crate::drain::DrainTimes;
 use crate::listen::{ListenError, Listeners};
@@ -41,7 +41,7 @@ enum Failure {
     Shared(#[from] EngineError),
     #[error("--upstream {upstream}: {message}")]
     Upstream {
-        /// Without its query, which may hold a secret.
+        /// Without user, password and query, which may be secrets.
         upstream: String,
         message: String,
     },
@@ -148,7 +148,7 @@ async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Opt
 fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, Failure> {
     let url = Url::parse(written).ok().filter(|url| url.host().is_some() || url.scheme() == "unix");
     let url = url.ok_or_else(|| Failure::Upstream {
-        upstream: written.split('?').next().unwrap_or_default().to_owned(),
+        upstream: shown_url(written),
         message: "is not a URL; write it as http://127.0.0.1:8888".to_owned(),
     })?;
     let pair = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
@@ -186,10 +186,9 @@ fn bind(
         let policy = policy(&configuration(address)).map_err(|report| {
             let of_upstream = report.findings().iter().find(|finding| finding.path().starts_with("upstream"));
             match (upstream, of_upstream) {
-                (Some(upstream), Some(finding)) => Failure::Upstream {
-                    upstream: upstream.split('?').next().unwrap_or_default().to_owned(),
-                    message: finding.message().to_owned(),
-                },
+                (Some(upstream), Some(finding)) => {
+                    Failure::Upstream { upstream: shown_url(upstream), message: finding.message().to_owned() }
+                }
                 _ => Failure::Configuration(report),
             }
         })?;
@@ -229,7 +228,7 @@ Ctrl-C stops."
 
 fn print_own_backend(url: &str, user: &str, upstream: &str, problem: Option<&str>, token: &str) {
     // The query may be the backend's own secret.
-    let upstream = upstream.split('?').next().unwrap_or_default();
+    let upstream = shown_url(upstream);
     let problem = problem.map_or_else(String::new, |problem| format!("  PROBLEM   {problem}\n"));
     print_line(format_args!(
         "Vestibule demo · before your own backend, on this machine only

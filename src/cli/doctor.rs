@@ -82,7 +82,7 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
     };
     let token = match arguments.token_file.as_ref().map(std::fs::read_to_string).transpose() {
         Ok(token) => token.map(|token| token.trim().trim_start_matches("Bearer ").to_owned()),
-        Err(error) => return fail(&format!("--token-file: {error}"), USAGE),
+        Err(error) => return fail(&format!("--token-file: {error}; name a file that holds the token"), USAGE),
     };
     let whoami = arguments.whoami.as_deref();
     if whoami.is_some_and(|path| !path.starts_with('/')) {

@@ -17,6 +17,7 @@ use super::dev_key::{self, AUDIENCE, DevKey, ISSUER};
 use super::executor::block_on;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
+use crate::config::{NOT_SHOWN, may_be_secret};
 use crate::http::AssertionSigner;
 use crate::policy::{AssertionKey, AssertionSpec};
 use crate::reload::LoadedPolicy;
@@ -82,7 +83,8 @@ pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let Some(ttl) = seconds(&arguments.ttl) else {
-        return fail(&format!("--ttl \"{}\" is not a duration such as 10m or 1h", arguments.ttl), USAGE);
+        let given = if may_be_secret(&arguments.ttl) { NOT_SHOWN } else { &arguments.ttl };
+        return fail(&format!("--ttl \"{given}\" is not a duration such as 10m or 1h"), USAGE);
     };
     let now = unix_seconds();
     let mut claims: Map<String, Value> = Map::new();
@@ -97,7 +99,8 @@ pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
     }
     for claim in &arguments.claim {
         let Some((name, value)) = claim.split_once('=') else {
-            return fail(&format!("--claim \"{claim}\" is not NAME=VALUE"), USAGE);
+            let given = if may_be_secret(claim) { NOT_SHOWN } else { claim };
+            return fail(&format!("--claim \"{given}\" is not NAME=VALUE"), USAGE);
         };
         let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
         claims.insert(name.to_owned(), value);
@@ -206,20 +209,26 @@ fn token_problem(problem: crate::auth::token::TokenError) -> &'static str {
     }
 }
 
+/// The remedy for a token as an argument, which every user of the machine sees.
+pub(super) const NO_ARGUMENT: &str = "give the token in a file or on standard input, not as an argument";
+
 fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
     const MAX_BYTES: u64 = 1 << 20;
     let mut text = String::new();
     let read = match file {
-        Some(path) => std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text)),
-        None => std::io::stdin().lock().take(MAX_BYTES).read_to_string(&mut text),
+        // The argument may be the token itself, or a part of it.
+        Some(path) => std::fs::File::open(path)
+            .map_err(|error| format!("the file cannot be opened: {error}; {NO_ARGUMENT}"))?
+            .take(MAX_BYTES)
+            .read_to_string(&mut text)
+            .map_err(|error| format!("the file cannot be read: {error}; {NO_ARGUMENT}")),
+        None => std::io::stdin()
+            .lock()
+            .take(MAX_BYTES)
+            .read_to_string(&mut text)
+            .map_err(|error| format!("standard input: {error}")),
     };
-    match read {
-        Ok(_) => Ok(text),
-        Err(error) => Err(match file {
-            Some(path) => format!("{}: {error}", path.display()),
-            None => format!("standard input: {error}"),
-        }),
-    }
+    read.map(|_| text)
 }
 
 fn print_explanation(name: &str, token: &str, explanation: &Explanation) -> ExitCode {

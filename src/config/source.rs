@@ -7,6 +7,7 @@ use super::diagnostic::{FLAGS, Report};
 use super::finding::{Finding, Place};
 use super::read;
 use super::shape::Config;
+use super::shown::shown_file;
 use super::tree::{self, Node};
 
 /// The settings that flags can set (docs/contract.md section 9); all others are in the file.
@@ -159,13 +160,17 @@ fn text(file: Option<&Path>, environment: &Environment<'_>) -> Result<(String, S
 
 fn read_file(path: &Path) -> Result<(String, String), Report> {
     let source = path.display().to_string();
-    let failed = |message: String| Report::single(&source, "", Finding::new("", message));
+    let failed = |message: String| Report::single(shown_file(&source), "", Finding::new("", message));
     match read_bounded(path, tree::BYTES) {
         Ok(None) => Err(failed("larger than 1 MiB; is this the right file?".to_owned())),
         Ok(Some(bytes)) => match String::from_utf8(bytes) {
             Ok(text) => Ok((source, text)),
             Err(_) => Err(failed("is not UTF-8 text; save it as UTF-8".to_owned())),
         },
+        // The YAML itself, with its secrets, is a usual mistake in place of a file's name.
+        Err(error) if shown_file(&source) != source => Err(failed(format!(
+            "cannot be read: {error}; --config and VESTIBULE_CONFIG name a file, and the YAML itself goes into VESTIBULE_CONFIG_YAML"
+        ))),
         Err(error) => Err(failed(format!("cannot be read: {error}"))),
     }
 }

@@ -224,7 +224,7 @@ impl Node {
                 let is_given = |value: &str, has_default: bool| {
                     !value.trim().is_empty() || !must_not_be_empty(path) || (has_default && !is_secret(path))
                 };
-                match expand(text, variable, &is_given) {
+                match expand(text, variable, &is_given, is_secret(path)) {
                     Ok(expanded) => {
                         if text.contains("${") {
                             self.variable = Some(shown_variable(text));
@@ -283,11 +283,13 @@ fn shown_variable(text: &str) -> String {
 }
 
 /// Expands the variables of a text. `is_given` returns whether the value of a variable is acceptable, by the value and
-/// by whether it has a default.
+/// by whether it has a default. Of a secret nothing is repeated but names of variables, and no default is proposed: it
+/// would be published with the file.
 fn expand(
     text: &str,
     variable: &dyn Fn(&str) -> Option<String>,
     is_given: &dyn Fn(&str, bool) -> bool,
+    is_secret: bool,
 ) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -312,12 +314,21 @@ fn expand(
         let named = !name.is_empty()
             && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
             && !name.as_bytes()[0].is_ascii_digit();
+        if !named && is_secret {
+            return Err(
+                "`${` without the name of a variable (capitals, digits and _); write `$$` for a dollar".to_owned()
+            );
+        }
         if !named {
             return Err(format!("${{{name}}} is not a variable name: capitals, digits and _"));
         }
         let value = variable(name).filter(|value| !value.is_empty() || default.is_none());
         let Some(value) = value.or_else(|| default.map(str::to_owned)) else {
-            return Err(format!("${{{name}}} is not set; set it, or write ${{{name}:-default}}"));
+            return Err(if is_secret {
+                format!("${{{name}}} is not set; set the variable")
+            } else {
+                format!("${{{name}}} is not set; set it, or write ${{{name}:-default}}")
+            });
         };
         if !is_given(&value, default.is_some()) {
             return Err(format!("${{{name}}} is empty; give the variable a value"));
@@ -504,7 +515,29 @@ mod tests {
                 _ => None,
             },
             &|_, _| true,
+            false,
         )
+    }
+
+    #[test]
+    fn of_a_secret_nothing_is_repeated_and_no_default_is_proposed() {
+        let errors = |yaml: &str| {
+            let mut findings = Vec::new();
+            parse(yaml).expect("yaml").substitute(&|_| None, "", &mut findings);
+            findings.into_iter().map(|finding| finding.message).collect::<Vec<_>>()
+        };
+        for (yaml, expected) in [
+            ("secret: ${SESSION_SECRET}\n", "${SESSION_SECRET} is not set; set the variable"),
+            ("client_secret: ${CLIENT}\n", "${CLIENT} is not set; set the variable"),
+            ("audience: ${AUD}\n", "${AUD} is not set; set it, or write ${AUD:-default}"),
+            (
+                "secret: pa${ss}word\n",
+                "`${` without the name of a variable (capitals, digits and _); write `$$` for a dollar",
+            ),
+            ("audience: ${aud}\n", "${aud} is not a variable name: capitals, digits and _"),
+        ] {
+            assert_eq!(errors(yaml), [expected], "{yaml}");
+        }
     }
 
     #[test]

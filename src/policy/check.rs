@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{FILE_BYTES, Finding, Time, read_bounded};
+use crate::config::{FILE_BYTES, Finding, Time, read_bounded, shown_file};
 
 /// A collector of errors and warnings. Every step continues after an error, to find the next one.
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl Check {
                 Some(bytes)
             }
             Err(error) => {
-                self.error(path, format!("{file}: {error}"));
+                self.error(path, format!("{}: {error}", shown_file(file)));
                 None
             }
         }

@@ -11,7 +11,7 @@ use super::origin::{is_loopback, missing_scheme};
 use super::provider_preset::{ASYMMETRIC, DefaultKeys, Family, Preset};
 use super::secret::is_published;
 use super::{CertificateAuthority, Secret};
-use crate::config::{self, Config, Time};
+use crate::config::{self, Config, Time, shown_url};
 
 /// The source of a provider's keys. It is never a token's own header.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,14 +125,14 @@ impl Check {
             }
         };
         let written = if discovery || below_issuer { issuer.unwrap_or_default() } else { &text };
-        if let Some(message) = missing_scheme(written, None) {
+        if let Some(message) = missing_scheme(&shown_url(written), None) {
             self.error(path, message);
             return None;
         }
         let url = match Url::parse(&text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => url,
             _ => {
-                self.error(path, format!("\"{text}\" is not an http or https URL"));
+                self.error(path, format!("\"{}\" is not an http or https URL", shown_url(&text)));
                 return None;
             }
         };
@@ -251,7 +251,7 @@ impl Check {
         let Some(base) = Url::parse(&text).ok().filter(|url| {
             matches!(url.scheme(), "http" | "https") && url.host_str().is_some() && url.query().is_none()
         }) else {
-            self.error(path, format!("\"{text}\" is not an http or https URL without a query"));
+            self.error(path, format!("\"{}\" is not an http or https URL without a query", shown_url(&text)));
             return None;
         };
         self.check_fetched_safely(&path, &base, jwks);

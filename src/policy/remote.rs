@@ -10,7 +10,7 @@ use super::check::Check;
 use super::origin::{is_loopback, missing_scheme};
 use super::provider_preset::{DefaultKeys, Preset, RemoteApi};
 use super::{CertificateAuthority, Secret};
-use crate::config::{self, RemoteMode, Time};
+use crate::config::{self, RemoteMode, Time, shown_url};
 
 /// The settings of remote checks at one provider.
 #[derive(Clone, Debug, PartialEq)]
@@ -199,7 +199,7 @@ impl Check {
             );
             return None;
         };
-        if let Some(message) = missing_scheme(&text, None) {
+        if let Some(message) = missing_scheme(&shown_url(&text), None) {
             self.error(path, message);
             return None;
         }
@@ -210,7 +210,7 @@ impl Check {
                 url
             }
             _ => {
-                self.error(path, format!("\"{text}\" is not an http or https URL without a query"));
+                self.error(path, format!("\"{}\" is not an http or https URL without a query", shown_url(&text)));
                 return None;
             }
         };

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::check::Check;
 use super::{CertificateAuthority, Secret, SessionSpec, is_loopback_name};
-use crate::config::{self, FILE_BYTES, OnLoss, OneOrMany, Time, read_bounded};
+use crate::config::{self, FILE_BYTES, OnLoss, OneOrMany, Time, read_bounded, shown_file, shown_url};
 
 /// The settings of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl Check {
                 self.error("shared.password_file", format!("{file} is empty"));
             }
             Ok(Some(_)) => {}
-            Err(error) => self.error("shared.password_file", format!("{file}: {error}")),
+            Err(error) => self.error("shared.password_file", format!("{}: {error}", shown_file(file))),
         }
         Some(PathBuf::from(file))
     }
@@ -224,7 +224,8 @@ fn is_name(text: &str) -> bool {
 /// Parses `redis://host:port` or `rediss://host:port`. Returns the address, and whether it uses TLS.
 fn parse(text: &str) -> Result<(EngineAddress, bool), String> {
     if !text.contains("://") {
-        return Err(format!("\"{text}\" has no scheme. Did you mean rediss://{text} ?"));
+        let shown = shown_url(text);
+        return Err(format!("\"{shown}\" has no scheme. Did you mean rediss://{shown} ?"));
     }
     let scheme = text.split("://").next().unwrap_or_default();
     let is_tls = match scheme {
@@ -260,6 +261,7 @@ mod tests {
         assert_eq!(parse("redis://[::1]:7000/"), address("::1", 7000, false));
         for (text, expected) in [
             ("cache.internal:6379", "Did you mean rediss://cache.internal:6379 ?"),
+            (":secret@cache:6379", "\"cache:6379\" has no scheme. Did you mean rediss://cache:6379 ?"),
             ("http://cache", "is not supported"),
             ("redis://:secret@cache", "shared.password_file"),
             ("redis://me@cache", "shared.username"),

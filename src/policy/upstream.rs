@@ -13,7 +13,7 @@ use super::dialect::Dialects;
 use super::origin::missing_scheme;
 use super::upstream_preset::upstream_preset;
 use super::{CertificateAuthority, DialectSpec, Route, Secret, UpstreamPreset, fold};
-use crate::config::{self, AuthMode, Config, HostHeader, Time, TokenToHttp};
+use crate::config::{self, AuthMode, Config, HostHeader, Time, TokenToHttp, shown_url};
 
 /// The settings of an upstream.
 #[derive(Clone, Debug, PartialEq)]
@@ -345,7 +345,12 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
         }
         return Ok((UpstreamAddress::Unix(PathBuf::from(path)), "localhost".to_owned()));
     }
-    if let Some(message) = missing_scheme(text, Some("http")) {
+    if text.contains('@') {
+        return Err("has a user or password in it; the backend's own secret goes into upstream.credential".to_owned());
+    }
+    // A query may hold a secret too.
+    let shown = shown_url(text);
+    if let Some(message) = missing_scheme(&shown, Some("http")) {
         return Err(message);
     }
     let scheme = text.split("://").next().unwrap_or_default();
@@ -354,14 +359,11 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
             "\"{scheme}://\" is not supported; write http://host:port, https://host:port or unix:/path"
         ));
     }
-    let url = Url::parse(text).map_err(|error| format!("\"{text}\" is not a URL: {error}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("has a user or password in it; the backend's own secret goes into upstream.credential".to_owned());
-    }
+    let url = Url::parse(text).map_err(|error| format!("\"{shown}\" is not a URL: {error}"))?;
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return Err("has a path; paths go up as the client sent them, so write scheme, host and port only".to_owned());
     }
-    let Some(host) = url.host_str() else { return Err(format!("\"{text}\" has no host")) };
+    let Some(host) = url.host_str() else { return Err(format!("\"{shown}\" has no host")) };
     let port = url.port_or_known_default().unwrap_or(80);
     let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();

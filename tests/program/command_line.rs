@@ -136,6 +136,80 @@ async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature()
     }
 }
 
+#[test]
+fn an_argument_that_may_be_a_secret_is_never_repeated() {
+    const SECRETS: [&str; 3] = [
+        "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLXRoYXQtaXMtbG9uZy1lbm91Z2gtdG8tYmUtb25l",
+        "sk_live_4eC39HqLyjWDarjtT1",
+        "Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln",
+    ];
+    let state = State::new("repeated");
+    let long = format!("{}{}", SECRETS[0], "x".repeat(400));
+    for secret in SECRETS.iter().copied().chain([long.as_str()]) {
+        for arguments in [
+            &["token", "inspect", secret][..],
+            &["token", "inspect", "token.txt", secret],
+            &["token", "inspect", "--token", secret],
+            &["token", "mint", secret],
+            &["token", "mint", "--user", "a", "--claim", secret],
+            &["token", "mint", "--user", "a", "--ttl", secret],
+            &["revoke", secret],
+            &["check", "--config", secret],
+            &[
+                "doctor",
+                "--token-file",
+                secret,
+                "--upstream",
+                "http://127.0.0.1:1",
+                "--issuer",
+                "https://i.example",
+                "--audience",
+                "a",
+            ],
+            &[secret],
+        ] {
+            let output = run(&state, arguments, "");
+            let said = format!("{}{}", stdout(&output), String::from_utf8_lossy(&output.stderr));
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+            assert!(!said.contains(secret.trim_start_matches("Bearer ")), "{arguments:?}: {said}");
+        }
+    }
+    let inspected = run(&state, &["token", "inspect", &long], "");
+    let said = String::from_utf8_lossy(&inspected.stderr).into_owned();
+    assert!(said.contains("give the token in a file or on standard input, not as an argument"), "{said}");
+    // Words that are no secret are repeated, with the one that was meant.
+    let misspelt = run(&state, &["chekc"], "");
+    assert!(String::from_utf8_lossy(&misspelt.stderr).contains("'chekc'"), "{misspelt:?}");
+}
+
+#[test]
+fn a_secret_in_place_of_a_files_name_is_not_repeated() {
+    const SECRET: &str = "kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw";
+    let state = State::new("in-place");
+    let provider = format!("providers: [{{ preset: shared-secret, secret_file: \"{SECRET}\" }}]\n");
+    for (yaml, place) in [
+        (format!("upstream: http://127.0.0.1:1\n{provider}"), ":2:51 providers[0].secret_file: (not shown: "),
+        (format!("upstream: \"http://me:{SECRET} @app:1\"\n"), ":1:11 upstream: has a user or password in it"),
+        (format!("upstream: me:{SECRET}@app:1\n"), ":1:11 upstream: has a user or password in it"),
+        (
+            format!(
+                "upstream: http://127.0.0.1:1\nproviders: [{{ issuer: https://i.example, audience: a }}]\nshared: \":{SECRET}@cache:6379\"\n"
+            ),
+            ":3:9 shared: \"cache:6379\" has no scheme",
+        ),
+    ] {
+        let file = TempFile::new(&yaml);
+        let output = run(&state, &["check", "--config", file.path()], "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(place) && !said.contains(SECRET), "{place}: {said}");
+    }
+    let yaml = format!("listen: \":8080\"\nupstream: http://127.0.0.1:1\n{provider}");
+    let output = run(&state, &["check", "--config", &yaml], "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("the YAML itself goes into VESTIBULE_CONFIG_YAML") && !said.contains(SECRET), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authorized_party_that_is_refused_is_named_with_the_accepted_ones() {
     let issuer = Issuer::start().await;

@@ -1,0 +1,101 @@
+//! Texts of the user in messages. A secret in the wrong place (a token as an argument, a secret where a file's name
+//! belongs) is not repeated: standard error often ends in a log.
+
+use std::path::Path;
+
+/// The text in place of one that may be a secret.
+pub(crate) const NOT_SHOWN: &str = "(not shown: it may be a secret)";
+
+/// The longest name of a file in a folder, on the file systems in use. A longer text is no name.
+const LONGEST_NAME: usize = 255;
+/// The length from which a text of letters and digits may be a secret.
+const SHORTEST_SECRET: usize = 20;
+
+/// Returns the name of a file that cannot be read, unless it may be a secret, or a file's content.
+pub(crate) fn shown_file(name: &str) -> &str {
+    let is_path = ["/", "./", "../"].iter().any(|start| name.starts_with(start));
+    let is_plain = Path::new(name).extension().is_some_and(|end| end.len() <= 6) && !name.contains("eyJ");
+    let is_name = (is_path || is_plain)
+        && name.split('/').all(|part| part.len() <= LONGEST_NAME)
+        && !name.contains(char::is_control)
+        && !name.contains("-----");
+    if is_name { name } else { NOT_SHOWN }
+}
+
+/// Returns whether an argument of the command line may be a token or another secret.
+pub(crate) fn may_be_secret(text: &str) -> bool {
+    let text = text.trim();
+    let text = text.strip_prefix("Bearer ").unwrap_or(text);
+    let is_path = ["/", "./", "../", "-"].iter().any(|start| text.starts_with(start));
+    let has = |kind: fn(&u8) -> bool| text.bytes().any(|byte| kind(&byte));
+    text.starts_with("eyJ")
+        || text.contains("-----BEGIN")
+        || (text.len() >= SHORTEST_SECRET
+            && !is_path
+            && !text.contains("://")
+            && !text.contains(char::is_whitespace)
+            && has(u8::is_ascii_digit)
+            && has(u8::is_ascii_alphabetic))
+}
+
+/// Returns a URL for a message, without user, password and query.
+pub(crate) fn shown_url(text: &str) -> String {
+    let plain = text.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = plain.split_once("://").map_or(("", plain), |(scheme, rest)| (scheme, rest));
+    // What stands before the last `@` may be a password, in whatever way it is written.
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    if scheme.is_empty() { rest.to_owned() } else { format!("{scheme}://{rest}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_are_shown_and_secrets_are_not() {
+        for name in ["/run/secrets/session", "./session", "tls/key.pem", "vestibule.yaml", "../x"] {
+            assert_eq!(shown_file(name), name);
+        }
+        let long = format!("/{}", "a".repeat(300));
+        for secret in [
+            "eyJhbGciOiJub25lIn0.e30.x",
+            "Bearer eyJhbGciOiJub25lIn0.e30.x",
+            "kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw",
+            "kF3x/9dks+0aBc==",
+            "-----BEGIN PRIVATE KEY-----",
+            "listen: :8080\nsecret: x.yaml",
+            &long,
+        ] {
+            assert_eq!(shown_file(secret), NOT_SHOWN);
+        }
+    }
+
+    #[test]
+    fn arguments_that_may_be_secrets_are_recognized() {
+        for secret in ["eyJhbGci.e30.x", "Bearer eyJhbGci", "sk_live_4eC39HqLyjWDarjtT1", "-----BEGIN PRIVATE KEY-----"]
+        {
+            assert!(may_be_secret(secret), "{secret}");
+        }
+        for plain in [
+            "check",
+            "vestibule.yaml",
+            "--insecure-dev-mode-2024",
+            "/etc/vestibule/2024/vestibule.yaml",
+            "http://127.0.0.1:8000/x",
+        ] {
+            assert!(!may_be_secret(plain), "{plain}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_user_password_and_query() {
+        for (text, shown) in [
+            ("http://a:8000/x", "http://a:8000/x"),
+            ("http://me:pa ss@a:8000", "http://a:8000"),
+            ("me:p@ss@a:8000", "a:8000"),
+            ("https://a/keys?apikey=b#c", "https://a/keys"),
+        ] {
+            assert_eq!(shown_url(text), shown);
+        }
+    }
+}
