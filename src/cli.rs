@@ -422,7 +422,10 @@ fn policy(
     let mut findings = adjust(&mut loaded);
     let name = format!("{} ({})", loaded.source, loaded.digest);
     let (digest, file) = (loaded.digest.clone(), loaded.file.clone());
-    let validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
+    let mut validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
+    if let Ok(policy) = &mut validated {
+        loaded.locate(&mut policy.warnings);
+    }
     let policy = loaded.conclude(validated, findings)?;
     Ok(LoadedPolicy { policy, name, digest, file })
 }

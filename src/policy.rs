@@ -39,6 +39,7 @@ mod shared;
 mod summary;
 mod token_sources;
 mod trusted_header;
+mod unused_rules;
 mod upstream;
 mod upstream_preset;
 mod validate;
@@ -90,6 +91,7 @@ pub use upstream_preset::UpstreamPreset;
 pub use validate::validate;
 pub use websocket::{SocketLimits, WebSocketSpec};
 
+use crate::config::Finding;
 pub use crate::config::{
     AuthMode, ClientAuth, CookieEncoding, Encode, HostHeader, Limits, Log, LogFormat, OnExpiry, OnLoss, QueryMode,
     TokenEncoding, TokenToHttp,
@@ -153,8 +155,8 @@ pub struct Policy {
     pub drain_delay: Duration,
     /// The time from the end of `drain_delay` to the exit of the process.
     pub drain_timeout: Duration,
-    /// Warnings that are logged at every start.
-    pub warnings: Vec<String>,
+    /// Warnings that are logged at every start. [`Loaded::locate`](crate::config::Loaded::locate) adds their places.
+    pub warnings: Vec<Finding>,
     /// Every file that a key names and that was read.
     pub files: Vec<PathBuf>,
 }

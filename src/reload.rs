@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep};
 
+use crate::config::Finding;
 use crate::file_work::{FILE_LIMIT, FileWork};
 use crate::policy::Policy;
 use crate::runtime::ProxyState;
@@ -194,7 +195,7 @@ impl Reload {
 
     /// Puts a policy in force. The error is a line that says why it could not be.
     async fn apply(&mut self, loaded_policy: LoadedPolicy, watched: Watched, former: &Policy) -> Result<(), String> {
-        let is_new = |warning: &&String| !former.warnings.contains(warning);
+        let is_new = |warning: &&Finding| !former.warnings.contains(warning);
         let warnings: Vec<_> = loaded_policy.policy.warnings.iter().filter(is_new).cloned().collect();
         let level = loaded_policy.policy.log.level;
         // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of

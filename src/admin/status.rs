@@ -51,7 +51,7 @@ fn html(state: &ProxyState, runtime: &Runtime) -> String {
     query_tokens(&mut body, state);
     let _ = write!(body, "<h2>Current policy</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, UserNames::Counted)));
     for warning in &runtime.policy.warnings {
-        let _ = writeln!(body, "  warning     {}", Escaped(warning));
+        let _ = writeln!(body, "  warning     {}", Escaped(&warning.to_string()));
     }
     body.push_str("</pre>\n");
     page::page(word, &body, Layout { refresh: Some(REFRESH_SECONDS), ..Layout::default() })

@@ -59,6 +59,11 @@ impl Finding {
         }
     }
 
+    /// Makes a finding of a whole text, which begins with its place.
+    pub(super) fn located(text: String) -> Self {
+        Self { path: String::new(), message: text, place: Some(Place::Nowhere) }
+    }
+
     /// Returns the path of the key.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -69,5 +74,15 @@ impl Finding {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+}
+
+/// Writes the key and the message. The text of a finding that has been located begins with its place.
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.path.is_empty() {
+            return f.write_str(&self.message);
+        }
+        write!(f, "{}: {}", self.path, self.message)
     }
 }

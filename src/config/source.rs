@@ -80,6 +80,16 @@ impl Loaded {
             _ => Err(Report::new(&self.source, &self.text, &self.tree, all)),
         }
     }
+
+    /// Writes the place of its key, such as `vestibule.yaml:6:5`, in front of each warning that names a key.
+    pub fn locate(&self, warnings: &mut [Finding]) {
+        for warning in warnings {
+            if !warning.path.is_empty() {
+                *warning =
+                    Finding::located(Report::new(&self.source, &self.text, &self.tree, vec![warning.clone()]).line());
+            }
+        }
+    }
 }
 
 const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";

@@ -182,7 +182,10 @@ impl Check {
         let sign_in_url = browser.sign_in_url.as_ref().and_then(|written| self.sign_in_url(written, public_url));
         let contact = self.contact(browser.contact.as_ref());
         if contact.is_some() && session.is_none() && browser.sign_in_url.is_none() && !signs_in {
-            self.warn("browser.contact is shown nowhere: there are pages for people only with browser.session, sign_in_url or login");
+            self.warn_at(
+                "browser.contact",
+                "is shown nowhere: there are pages for people only with browser.session, sign_in_url or login",
+            );
         }
         BrowserSpec { session, sign_in_url, logins: Vec::new(), contact }
     }

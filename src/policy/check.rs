@@ -8,7 +8,7 @@ use crate::config::{FILE_BYTES, Finding, Time, read_bounded, shown_file};
 #[derive(Default)]
 pub(super) struct Check {
     pub(super) findings: Vec<Finding>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Finding>,
     /// The files that keys name and that were read.
     pub(super) files: Vec<PathBuf>,
     /// Whether published secrets are accepted, since the listeners are on loopback only.
@@ -28,7 +28,12 @@ impl Check {
 
     /// Adds a warning, which every start prints.
     pub(super) fn warn(&mut self, warning: impl Into<String>) {
-        self.warnings.push(warning.into());
+        self.warnings.push(Finding::new("", warning));
+    }
+
+    /// Adds a warning about the key at `path`, which every start prints with its place.
+    pub(super) fn warn_at(&mut self, path: impl Into<String>, warning: impl Into<String>) {
+        self.warnings.push(Finding::new(path, warning));
     }
 
     /// Returns the value, or adds the error at `path`.

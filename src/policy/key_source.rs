@@ -272,9 +272,10 @@ impl Check {
         };
         let path = if provider.secret.is_some() { path } else { file_path };
         if self.is_insecure_dev && is_published(&bytes) {
-            self.warn(format!(
-                "{path} is published in documentation: under --insecure-dev anyone on this machine can sign with it"
-            ));
+            self.warn_at(
+                path,
+                "is published in documentation: under --insecure-dev anyone on this machine can sign with it",
+            );
         } else {
             self.hard_to_guess(&path, &bytes);
         }

@@ -306,8 +306,8 @@ impl Check {
         }
         let is_open = preset_named(provider.preset).is_some_and(|preset| preset.quirks.is_open_to_everyone);
         if is_open && provider.allow.is_empty() && provider.require.claims.is_empty() {
-            self.warn(format!(
-                "{at}: everyone with an account of this provider may sign in; set allow: {{ emails: […] }} or {{ email_domains: […] }} of provider {}",
+            self.warn_at(at, format!(
+                "everyone with an account of this provider may sign in; set allow: {{ emails: […] }} or {{ email_domains: […] }} of provider {}",
                 provider.name
             ));
         }

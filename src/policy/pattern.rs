@@ -129,6 +129,18 @@ impl Pattern {
         overlap(Comparison::Folded) && !overlap(Comparison::Exact)
     }
 
+    /// Returns whether every path that `other` matches is matched by this pattern too, in this comparison.
+    ///
+    /// It may return `false` for patterns of which only their paths show that one includes the other, never `true` by
+    /// mistake.
+    pub(super) fn includes(&self, other: &Self, comparison: Comparison) -> bool {
+        includes(
+            compared_segments(&self.segments, comparison),
+            compared_segments(&other.segments, comparison),
+            comparison,
+        )
+    }
+
     /// Returns whether any literal has a letter that is not lower case.
     #[must_use]
     pub fn has_other_than_small_letters(&self) -> bool {
@@ -159,20 +171,26 @@ impl Pattern {
         reading: PathReading<'p>,
         comparison: Comparison,
     ) -> (&'s [Segment], Option<&'p [u8]>) {
-        let (mut segments, mut path) = (self.segments.as_slice(), reading.path.strip_prefix(b"/"));
+        let mut path = reading.path.strip_prefix(b"/");
         if comparison == Comparison::Folded {
             while let Some([rest @ .., b'/']) = path {
                 path = Some(rest);
             }
-            while let [rest @ .., Segment::Literal(last)] = segments
-                && last.is_empty()
-                && !rest.is_empty()
-            {
-                segments = rest;
-            }
         }
-        (segments, path)
+        (compared_segments(&self.segments, comparison), path)
     }
+}
+
+/// Returns the segments that are compared: without trailing slashes where these are ignored.
+fn compared_segments(mut segments: &[Segment], comparison: Comparison) -> &[Segment] {
+    while let [rest @ .., Segment::Literal(last)] = segments
+        && comparison == Comparison::Folded
+        && last.is_empty()
+        && !rest.is_empty()
+    {
+        segments = rest;
+    }
+    segments
 }
 
 impl Segment {
@@ -258,6 +276,33 @@ fn is_same_folded(literal: &[u8], part: &[u8]) -> bool {
         String::from_utf8_lossy(bytes).chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
     };
     folded(literal) == folded(part)
+}
+
+/// Implements [`Pattern::includes`]. Neither list has more than one `**`.
+fn includes(wide: &[Segment], narrow: &[Segment], comparison: Comparison) -> bool {
+    let each = |wide: &[Segment], narrow: &[Segment]| {
+        wide.iter().zip(narrow).all(|(wide, narrow)| match (wide, narrow) {
+            (Segment::Any, _) | (_, Segment::Any) => false,
+            (Segment::Literal(wide), Segment::Literal(narrow)) => wide == narrow,
+            (Segment::Literal(_), _) => false,
+            // `*` is no empty segment where paths are compared exactly.
+            (_, Segment::Literal(narrow)) => comparison == Comparison::Folded || !narrow.is_empty(),
+            (Segment::One | Segment::Variable(_), Segment::One | Segment::Variable(_)) => true,
+        })
+    };
+    let position = |segments: &[Segment]| segments.iter().position(|segment| *segment == Segment::Any);
+    let Some(at) = position(wide) else {
+        return wide.len() == narrow.len() && each(wide, narrow);
+    };
+    let (before, after) = (&wide[..at], &wide[at + 1..]);
+    // What surrounds the `**` of the wider pattern must be found around that of the other one, or in all of its segments.
+    let (start, end) = match position(narrow) {
+        Some(at) => (&narrow[..at], &narrow[at + 1..]),
+        None if narrow.len() < before.len() + after.len() => return false,
+        None => (narrow, narrow),
+    };
+    let Some(skipped) = end.len().checked_sub(after.len()) else { return false };
+    start.len() >= before.len() && each(before, start) && each(after, &end[skipped..])
 }
 
 /// Returns whether some path matches both lists of segments.
@@ -376,6 +421,39 @@ mod tests {
             ("/**", "/API", false),
         ] {
             assert_eq!(pattern(one).overlaps_by_case_only(&pattern(other)), found, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_include_others_are_found() {
+        for (wide, narrow, exact, folded) in [
+            ("/**", "/admin/**", true, true),
+            ("/**", "/", true, true),
+            ("/a/**", "/a/b", true, true),
+            ("/a/**", "/a", true, true),
+            ("/a/**", "/a/", true, true),
+            ("/a/**", "/a/*/c/**", true, true),
+            ("/a/**", "/a/**/c", true, true),
+            ("/a/**", "/ab", false, false),
+            ("/a/**", "/**", false, false),
+            ("/a/b", "/a/**", false, false),
+            ("/a/*", "/a/{user}", true, true),
+            ("/a/*", "/a/b", true, true),
+            ("/a/*", "/a/", false, false),
+            ("/*", "/", false, true),
+            ("/a/*", "/a/**", false, false),
+            ("/a/{x}", "/a/b/c", false, false),
+            ("/a/**/z", "/a/z", true, true),
+            ("/a/**/z", "/a/b/**/y/z", true, true),
+            ("/a/**/z", "/a/b", false, false),
+            ("/a/**/a", "/a", false, false),
+            ("/API/**", "/api/x", false, false),
+            ("/a", "/%61", true, true),
+            ("/a/", "/a", false, true),
+        ] {
+            let includes = |comparison| pattern(wide).includes(&pattern(narrow), comparison);
+            assert_eq!(includes(Comparison::Exact), exact, "{wide} {narrow} exactly");
+            assert_eq!(includes(Comparison::Folded), folded, "{wide} {narrow} without case");
         }
     }
 

@@ -285,16 +285,18 @@ impl Check {
     fn warn_of_user_id(&mut self, at: &str, claim: &Claim, provider: &config::Provider, preset: &Preset) {
         // In Keycloak an administrator decides whether users may change theirs, and by default they may not.
         let is_chosen = claim.is_chosen_by_users() && !preset.quirks.names_are_fixed;
+        let path = format!("{at}.user_id");
         if claim.is_written_by_users() {
-            self.warn(format!("{at}.user_id: users can write the claim {claim} themselves, so anyone can be any user"));
+            self.warn_at(path, format!("users can write the claim {claim} themselves, so anyone can be any user"));
         } else if is_chosen {
-            self.warn(format!(
-                "{at}.user_id: {claim} is neither unique nor fixed (OpenID Connect Core section 5.7), so one user may become another; sub is both"
+            self.warn_at(path, format!(
+                "{claim} is neither unique nor fixed (OpenID Connect Core section 5.7), so one user may become another; sub is both"
             ));
         } else if claim.is_email() && provider.trust_unverified_email {
-            self.warn(format!(
-                "{at}.user_id: email with trust_unverified_email: whoever writes another user's address is that user, unless the provider itself verifies addresses"
-            ));
+            self.warn_at(
+                path,
+                "email with trust_unverified_email: whoever writes another user's address is that user, unless the provider itself verifies addresses",
+            );
         }
     }
 
@@ -343,7 +345,10 @@ impl Check {
             self.error(format!("{at}.issuer"), format!("{key} says the issuer is {derived}; keep one of the two"));
         }
         if preset.quirks.issuer_ends_with_slash && written.as_ref().is_some_and(|issuer| !issuer.ends_with('/')) {
-            self.warn(format!("{at}.issuer has no trailing slash; the tokens of Auth0 say their issuer with one"));
+            self.warn_at(
+                format!("{at}.issuer"),
+                "has no trailing slash; the tokens of Auth0 say their issuer with one",
+            );
         }
         let fixed = match preset.issuer {
             DefaultIssuer::Fixed(issuer) => Some(issuer.to_owned()),
@@ -374,17 +379,20 @@ impl Check {
             }
             Some(parties) => {
                 if let Some(instead) = preset.quirks.instead_of_azp {
-                    self.warn(format!(
-                        "{at}.authorized_parties: tokens of preset {} have no azp, so every one is refused; {instead}",
-                        preset.name
-                    ));
+                    self.warn_at(
+                        format!("{at}.authorized_parties"),
+                        format!("tokens of preset {} have no azp, so every one is refused; {instead}", preset.name),
+                    );
                 }
                 AuthorizedParties::OneOf(parties.clone())
             }
             None if preset.quirks.azp_is_page_origin && config.origins.is_empty() => {
-                self.warn(format!(
-                    "provider {name}: no origins, so tokens made for any page of this Clerk application are accepted"
-                ));
+                self.warn_at(
+                    at,
+                    format!(
+                        "provider {name}: no origins, so tokens made for any page of this Clerk application are accepted; write origins"
+                    ),
+                );
                 AuthorizedParties::Any
             }
             None if preset.quirks.azp_is_page_origin => {
@@ -421,9 +429,12 @@ impl Check {
     ) -> Option<Audience> {
         match &provider.audience {
             Some(audience) if audience.is("any") => {
-                self.warn(format!(
-                    "provider {name}: audience: any accepts tokens made for every application of this issuer"
-                ));
+                self.warn_at(
+                    format!("{at}.audience"),
+                    format!(
+                        "any accepts tokens made for every application of this issuer (provider {name}); name whom they are for"
+                    ),
+                );
                 Some(Audience::Any)
             }
             Some(audience) if audience.0.is_empty() || audience.0.iter().any(|name| name.trim().is_empty()) => {
@@ -445,7 +456,12 @@ impl Check {
             // The issuer belongs to one application, and `azp` names the page that requested the token.
             None if preset.quirks.azp_is_page_origin => Some(Audience::Any),
             None if matches!(keys, Some(KeySource::Secret(_) | KeySource::Pem(_))) => {
-                self.warn(format!("provider {name}: no audience; every token signed with this key is accepted"));
+                self.warn_at(
+                    at,
+                    format!(
+                        "provider {name}: no audience; every token signed with this key is accepted; write audience"
+                    ),
+                );
                 Some(Audience::Any)
             }
             None => {

@@ -141,7 +141,7 @@ impl Check {
             let at = format!("{path}.{name}");
             let Some(claim) = self.ok_or_report(&at, Claim::parse(name)) else { continue };
             if claim.is_written_by_users() {
-                self.warn(format!("{at}: users can write the claim {claim} themselves"));
+                self.warn_at(&at, format!("users can write the claim {claim} themselves"));
             }
             let values = match value {
                 serde_json::Value::Array(values) if values.is_empty() => {

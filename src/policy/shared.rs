@@ -116,7 +116,10 @@ impl Check {
         let password_file = self.password_file(shared);
         let is_near = addresses.iter().all(|address| is_loopback_name(&address.host));
         if !is_tls && !is_near && password_file.is_some() {
-            self.warn("shared.url is redis://: the engine's password crosses the network unencrypted; write rediss:// where the engine speaks TLS");
+            self.warn_at(
+                "shared.url",
+                "is redis://: the engine's password crosses the network unencrypted; write rediss:// where the engine speaks TLS",
+            );
         }
         let timeout = shared.timeout.map_or(DEFAULT_TIMEOUT, |time| time.0);
         if timeout.is_zero() || timeout > MOST_TIMEOUT {

@@ -133,10 +133,13 @@ impl Check {
             && cookie.name.starts_with("sb-")
             && cookie.name.ends_with("-auth-token")
         {
-            self.warn(format!(
-                "{path}.cookie: {} is Supabase's, whose token stands inside; write cookie: {{ name: {0}, encoding: supabase }}",
-                cookie.name
-            ));
+            self.warn_at(
+                format!("{path}.cookie"),
+                format!(
+                    "{} is Supabase's, whose token stands inside; write cookie: {{ name: {0}, encoding: supabase }}",
+                    cookie.name
+                ),
+            );
         }
         let cookie = cookie.map(|cookie| CookieSource {
             name: cookie.name.clone(),

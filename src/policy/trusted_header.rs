@@ -48,7 +48,10 @@ impl Check {
             }
             if let Some(parsed) = self.ok_or_report(&path, Claim::parse(&claim.claim)) {
                 if parsed.is_written_by_users() {
-                    self.warn(format!("identity.headers.{name}: users can write the claim {parsed} themselves"));
+                    self.warn_at(
+                        format!("identity.headers.{name}"),
+                        format!("users can write the claim {parsed} themselves"),
+                    );
                 }
                 out.push(TrustedHeader { written: name.clone(), name: header, claim: parsed, encode: claim.encode });
             }

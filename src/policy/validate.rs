@@ -243,6 +243,7 @@ impl Check {
             }));
         }
         self.warn_of_case(&out);
+        self.warn_of_unused(&out);
         let base = &config.token_from;
         let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_ref());
         let (message, subprotocols, basic) = (base.message, base.subprotocol.as_slice(), base.basic);
@@ -270,17 +271,19 @@ impl Check {
     fn warn_of_case(&mut self, routes: &[Arc<Route>]) {
         let cased = |route: &Route| route.pattern.as_ref().is_some_and(Pattern::has_other_than_small_letters);
         for (index, one) in routes.iter().enumerate() {
-            for other in &routes[index + 1..] {
+            for (offset, other) in routes[index + 1..].iter().enumerate() {
                 if !cased(one) && !cased(other) {
                     continue;
                 }
                 if let (Some(first), Some(second)) = (&one.pattern, &other.pattern)
                     && first.overlaps_by_case_only(second)
                 {
-                    self.warn(format!(
+                    let message = format!(
                         "routes {} and {} differ by letter case: a path in either spelling must pass both",
                         one.label, other.label
-                    ));
+                    );
+                    let second = index + 1 + offset;
+                    self.warn_at(format!("routes[{second}].path"), message);
                 }
             }
         }

@@ -41,6 +41,23 @@ vestibule.yaml:6:5  providers[0].audiences: unknown key; here it is `audience`
     assert_eq!(text, expected);
 }
 
+/// The warnings of a configuration that is accepted.
+fn warnings(yaml: &str) -> Vec<String> {
+    let (code, text) = check(yaml, &[]);
+    assert_eq!(code, Some(0), "{yaml}\n{text}");
+    text.lines().filter_map(|line| line.strip_prefix("  warning     ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_route_that_is_never_used_is_a_warning_with_its_place() {
+    let routes = "routes:\n  - { path: /**, auth: none }\n  - { path: /admin/**, require: { role: admin } }\n";
+    let yaml = format!("upstream: http://127.0.0.1:1\n{GOOD_PROVIDER}{routes}");
+    let expected = "vestibule.yaml:5:13 routes[1].path: is never used: routes[0] (/**) matches first, and the first match wins; put it above";
+    assert_eq!(warnings(&yaml), [expected]);
+    let routes = "routes:\n  - { path: /admin/**, require: { role: admin } }\n  - { path: /**, auth: none }\n";
+    assert_eq!(warnings(&format!("upstream: http://127.0.0.1:1\n{GOOD_PROVIDER}{routes}")), [""; 0]);
+}
+
 #[test]
 fn every_mistake_says_where_and_what_to_do() {
     for (yaml, expected) in [

@@ -342,7 +342,7 @@ fn mentions_private_characters(path: &str) -> bool {
 }
 
 /// The beginning of a configuration, up to its rules.
-pub(super) const HEAD: &str = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX }]\nroutes:\n";
+pub(in crate::policy) const HEAD: &str = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX }]\nroutes:\n";
 
 #[cfg(test)]
 mod tests {
