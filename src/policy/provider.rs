@@ -117,6 +117,11 @@ impl AllowSpec {
     }
 }
 
+/// The maximum of `clock_skew` without a warning. Clocks that are set by a time server differ by much less.
+const MOST_USUAL_SKEW: Duration = Duration::from_secs(5 * 60);
+/// The default of `clock_skew`.
+pub(super) const DEFAULT_SKEW: Duration = Duration::from_secs(5);
+
 impl Check {
     /// `resources` are the audiences that stand for protected resources; they count beside the provider's own, each on
     /// the routes of its resource.
@@ -227,6 +232,14 @@ impl Check {
         if let Some(claim) = &user_id {
             self.warn_of_user_id(at, claim, provider, preset);
         }
+        if let Some(skew) = provider.clock_skew.filter(|skew| skew.0 > MOST_USUAL_SKEW) {
+            self.warn_at(
+                format!("{at}.clock_skew"),
+                format!(
+                    "tokens are accepted for {skew} after they have ended; write at most 5m, and set the clock of this machine by NTP"
+                ),
+            );
+        }
         if let Some(prefix) = &provider.user_prefix
             && !prefix.bytes().all(|b| (0x21..=0x7e).contains(&b))
         {
@@ -261,7 +274,7 @@ impl Check {
             authorized_parties,
             remote: remote.map(Arc::new),
             cache_ttl: provider.cache_ttl.map_or(Duration::from_secs(300), |time| time.0),
-            clock_skew: provider.clock_skew.map_or(Duration::from_secs(5), |time| time.0),
+            clock_skew: provider.clock_skew.map_or(DEFAULT_SKEW, |time| time.0),
             user_id: user_id?,
             encoded_user_ids: config.identity.headers.values().any(|header| header.claim == "sub")
                 && config.identity.headers.values().all(|header| header.claim != "sub" || header.encode.is_some()),

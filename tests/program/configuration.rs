@@ -59,6 +59,18 @@ fn a_route_that_is_never_used_is_a_warning_with_its_place() {
 }
 
 #[test]
+fn a_clock_skew_that_accepts_ended_tokens_for_long_is_a_warning() {
+    let yaml = |skew: &str| {
+        format!(
+            "upstream: http://127.0.0.1:1\nproviders: [{{ issuer: https://i.example.com, audience: api, clock_skew: {skew} }}]\n"
+        )
+    };
+    let expected = "vestibule.yaml:2:73 providers[0].clock_skew: tokens are accepted for 1d after they have ended; write at most 5m, and set the clock of this machine by NTP";
+    assert_eq!(warnings(&yaml("1d")), [expected]);
+    assert_eq!(warnings(&yaml("5m")), [""; 0]);
+}
+
+#[test]
 fn every_mistake_says_where_and_what_to_do() {
     for (yaml, expected) in [
         ("upstream: http://a\n".to_owned(), "providers: no provider: nobody could sign in"),

@@ -59,6 +59,7 @@ pub struct Provider {
     /// one.
     pub authorized_parties: Option<Vec<String>>,
     /// The clock of the provider may differ this much: `exp`, `nbf` and `iat` are compared with this tolerance.
+    /// More than 5m is a warning.
     pub clock_skew: Option<Time>,
     /// This claim is the user id: the name of a member, or an RFC 6901 pointer. `email` counts only if the token says
     /// `email_verified: true`.
