@@ -88,7 +88,7 @@ pub use token_sources::{QueryParameter, TokenSources, TokenSubprotocol};
 pub use trusted_header::TrustedHeader;
 pub use upstream::{TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls};
 pub use upstream_preset::UpstreamPreset;
-pub use validate::validate;
+pub use validate::{DEVELOPMENT_TOKENS, validate};
 pub use websocket::{SocketLimits, WebSocketSpec};
 
 use crate::config::Finding;

@@ -3,7 +3,7 @@
 //!
 //! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a
 //! time limit, and no secret except the token of `--token-file`. Where instances share state it revokes a made-up
-//! session. `proxy` and `sign_in` test the proxy; `isolation` and `listeners` test access that bypasses it, and
+//! session. `proxy` and `sign_in` test the proxy, `upstream` whether there is a backend; `isolation` and `listeners` test access that bypasses it, and
 //! `mirror` whether pages show a secret.
 
 mod isolation;
@@ -14,6 +14,7 @@ mod probe;
 mod proxy;
 mod shared;
 mod sign_in;
+mod upstream;
 
 use std::process::ExitCode;
 
@@ -133,6 +134,7 @@ async fn run_checks(name: &str, target: &Target<'_>) -> ExitCode {
         lines.extend(proxy::run_checks(target, &paths).await);
         lines.extend(sign_in::run_checks(target).await);
     }
+    lines.extend(upstream::run_checks(target, &paths).await);
     lines.extend(isolation::run_checks(target, &paths).await);
     lines.extend(mirror::run_checks(target, &paths).await);
     lines.extend(listeners::run_checks(target).await);

@@ -30,6 +30,9 @@ pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
     }
 }
 
+/// The beginning of the warning of a process that runs with `--insecure-dev`; `doctor` recognizes it on `/status`.
+pub const DEVELOPMENT_TOKENS: &str = "development tokens are accepted (--insecure-dev)";
+
 /// The header in which load balancers of AWS send their tokens.
 const BALANCER_HEADER: &str = "X-Amzn-Oidc-Data";
 
@@ -49,6 +52,11 @@ fn with_balancer_header(config: &Config) -> Cow<'_, Config> {
 impl Check {
     fn policy(&mut self, config: &Config) -> Option<Policy> {
         self.is_insecure_dev = config.insecure_dev;
+        if config.insecure_dev {
+            self.warn(format!(
+                "{DEVELOPMENT_TOKENS}: whoever reads the key of `vestibule token mint` on this machine is any user; for development only"
+            ));
+        }
         let listen = self.listen(config);
         let local = |spec: &ListenSpec, unix: bool| match &spec.place {
             ListenPlace::Tcp(addresses) => addresses.iter().all(|address| address.ip().is_loopback()),

@@ -80,6 +80,7 @@ async fn a_sound_deployment_has_nothing_red() {
         "ok   token in URL",
         "ok   foreign host",
         "ok   spoofed identity",
+        "ok   upstream ",
         "ok   isolation: credential",
         "ok   secret in pages",
     ] {
@@ -96,6 +97,48 @@ async fn nobody_there_is_red_alone() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
     let (code, red, text) = doctor(([127, 0, 0, 1], 1).into(), &yaml(&issuer, &backend, ""), &[]).await;
     assert_eq!((code, red), (Some(1), only("ready")), "{text}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_is_red_and_no_isolation() {
+    let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
+    // The port of a listener that is gone.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("an address");
+    for (upstream, said) in [
+        (format!("http://{gone}"), format!("RED  upstream                http://{gone}: Connection refused")),
+        (
+            "http://nowhere.invalid:8000".to_owned(),
+            "RED  upstream                the name in http://nowhere.invalid:8000 does not resolve".to_owned(),
+        ),
+    ] {
+        let yaml = yaml(&issuer, &backend, &format!("upstream: {upstream}\n"));
+        let proxy = Proxy::start(&yaml).await;
+        let (code, red, text) = doctor(proxy.address, &yaml, &[]).await;
+        assert_eq!((code, red), (Some(1), only("upstream")), "{text}");
+        assert!(text.contains(&said) && text.contains("is answered 502"), "{said}\n{text}");
+        assert!(text.contains("-    isolation               not tested"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_accepts_development_tokens_is_red_and_says_so_first() {
+    let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
+    let state = TempFolder::new();
+    let runs = yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n");
+    for is_insecure in [true, false] {
+        let mut program = std::process::Command::new("sh");
+        let script = format!("exec \"$0\" \"$@\" {}", if is_insecure { "--insecure-dev" } else { "" });
+        program.args(["-c", &script]).arg(command().get_program()).env("XDG_STATE_HOME", &state.0);
+        let proxy = Proxy::with_command(&runs, "info", program).await;
+        let log = proxy.log();
+        let warned = log.iter().position(|line| line.contains("development tokens are accepted (--insecure-dev)"));
+        let listening = log.iter().position(|line| line.contains("\"msg\":\"listening\"")).expect("a start");
+        assert_eq!(warned.is_some_and(|at| at < listening), is_insecure, "{log:?}");
+        let says = yaml(&issuer, &backend, &format!("admin: {{ listen: \"{}\" }}\n", proxy.admin()));
+        let (_, red, text) = doctor(proxy.address, &says, &[]).await;
+        assert_eq!(red.contains("development tokens"), is_insecure, "{text}");
+        assert_eq!(text.contains("ok   development tokens"), !is_insecure, "{text}");
+    }
 }
 
 #[tokio::test]

@@ -139,7 +139,10 @@ async fn unprotected(target: &Target<'_>, upstream: &UpstreamSpec, paths: &Upstr
             upstream.url,
             tried.join(" ")
         )),
-        DirectAccess::Unreachable(reason) => Outcome::Passed(format!("it cannot be reached from here: {reason}")),
+        // No answer is no protection: whoever reaches the backend when it runs again may be anyone.
+        DirectAccess::Unreachable(reason) => {
+            Outcome::Skipped(format!("not tested, the backend cannot be reached from here: {reason}. {REMEDY}"))
+        }
     }
 }
 

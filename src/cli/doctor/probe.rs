@@ -11,7 +11,7 @@ use crate::http::Socket;
 use crate::proxy::DOCTOR_USER_AGENT;
 
 /// The time limit of one request.
-const TIME_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// The maximum length in bytes of the head of an answer to an upgrade.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::paths::{UpstreamPaths, closed_rules, demanding_rules, example};
 use super::probe::{Request, Upgrade, upgrade};
 use super::{Endpoint, Line, MARKER, Outcome, Target};
-use crate::policy::{AuthMode, Claim, Hosts, ListenPlace, QueryMode, TrustedHeader};
+use crate::policy::{AuthMode, Claim, DEVELOPMENT_TOKENS, Hosts, ListenPlace, QueryMode, TrustedHeader};
 
 /// The header and signature of tokens that no issuer signed, in the forms that some verifier has accepted.
 const FORGED: [(&str, &str); 4] = [
@@ -51,6 +51,7 @@ pub(super) async fn run_checks(target: &Target<'_>, paths: &[UpstreamPaths]) -> 
     let mut lines = Vec::new();
     for (name, outcome) in [
         ("configuration", configuration(target).await),
+        ("development tokens", development_tokens(target).await),
         ("anonymous", anonymous(target).await),
         ("forged tokens", forged_tokens(target).await),
         ("path spellings", path_spellings(target).await),
@@ -83,6 +84,26 @@ async fn configuration(target: &Target<'_>) -> Outcome {
         Ok(answer) if answer.contains("vestibule_config_info{") => Outcome::Failed(
             "the process serves another configuration than this one: a reload was rejected (its log says why), or the process has other flags and variables".to_owned(),
         ),
+        Ok(_) => Outcome::Skipped(format!("{endpoint} is not the admin listener of this proxy")),
+        Err(problem) => Outcome::Skipped(format!("admin: {endpoint}: {problem}")),
+    }
+}
+
+/// Checks by the warnings on `/status` that the process does not run with `--insecure-dev`.
+async fn development_tokens(target: &Target<'_>) -> Outcome {
+    let Some(admin) = &target.policy.admin else {
+        return Outcome::Skipped("admin is off, and only its /status shows whether --insecure-dev is set".to_owned());
+    };
+    let Ok(endpoint) = Endpoint::of_listener(ListenPlace::Tcp(vec![admin.address]), false) else {
+        return Outcome::Skipped("admin.listen has port 0".to_owned());
+    };
+    match (Request { target: "/status", host: "localhost", ..Request::default() }).send(&endpoint).await {
+        Ok(answer) if answer.contains(DEVELOPMENT_TOKENS) => Outcome::Failed(format!(
+            "{DEVELOPMENT_TOKENS}: whoever reads the key of `vestibule token mint` on this machine is any user; start the process without the flag"
+        )),
+        Ok(answer) if answer.is_success() && answer.contains("Current policy") => {
+            Outcome::Passed("none are accepted (--insecure-dev is not set)".to_owned())
+        }
         Ok(_) => Outcome::Skipped(format!("{endpoint} is not the admin listener of this proxy")),
         Err(problem) => Outcome::Skipped(format!("admin: {endpoint}: {problem}")),
     }
