@@ -20,16 +20,24 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     for warning in &policy.warnings {
         print_line(format_args!("  warning     {warning}"));
     }
+    let code = if arguments.online {
+        block_on(online(&policy)).unwrap_or_else(|error| fail(&error, 1))
+    } else {
+        ExitCode::SUCCESS
+    };
+    // Last, so that what follows its heading is the file.
+    print_files(&policy);
+    code
+}
+
+/// Prints the files that the presets of backends need.
+fn print_files(policy: &Policy) {
     let mut files: Vec<_> = policy.upstreams.iter().filter_map(|upstream| upstream.preset.as_ref()?.file).collect();
     files.dedup();
     for (name, text) in files {
         // Not indented, so that it can be pasted.
         print(format!("\n# {name}\n{text}").as_bytes());
     }
-    if !arguments.online {
-        return ExitCode::SUCCESS;
-    }
-    block_on(online(&policy)).unwrap_or_else(|error| fail(&error, 1))
 }
 
 /// Asks the providers one after the other. Each has its own timeout.

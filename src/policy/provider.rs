@@ -344,6 +344,13 @@ impl Check {
                 "holds a placeholder, and a token names its tenant there; write the issuer of one tenant, and a provider for each tenant (Entra: preset: entra, tenant: …)",
             );
         }
+        if let Some(issuer) = written.as_deref().and_then(without_discovery_path) {
+            self.error(
+                format!("{at}.issuer"),
+                format!("is the address of the discovery document; the issuer is what stands before it: {issuer}"),
+            );
+            return Some(issuer.to_owned());
+        }
         let derived = match derived_issuer(preset, provider) {
             Ok(derived) => derived,
             Err((key, message)) => {
@@ -483,6 +490,14 @@ impl Check {
             }
         }
     }
+}
+
+/// Returns what stands before the path of a discovery document, with which no issuer ends.
+fn without_discovery_path(issuer: &str) -> Option<&str> {
+    let text = issuer.trim_end_matches('/');
+    ["openid-configuration", "oauth-authorization-server"]
+        .iter()
+        .find_map(|document| text.strip_suffix(document)?.strip_suffix("/.well-known/"))
 }
 
 /// Returns whether people sign in at this provider of the configuration.

@@ -12,7 +12,7 @@ use super::check::Check;
 use super::dialect::Dialects;
 use super::origin::missing_scheme;
 use super::upstream_preset::upstream_preset;
-use super::{CertificateAuthority, DialectSpec, Route, Secret, UpstreamPreset, fold};
+use super::{CertificateAuthority, DialectSpec, Route, Secret, UpstreamPreset, fold, is_loopback_name};
 use crate::config::{self, AuthMode, Config, HostHeader, Time, TokenToHttp, shown_url};
 
 /// The settings of an upstream.
@@ -173,6 +173,16 @@ impl Check {
         let path = format!("{at}.url");
         let (mut address, authority) = self.ok_or_report(&path, upstream_address(text))?;
         self.upstream_tls(at, upstream, &mut address);
+        if let UpstreamAddress::Tcp { host, tls: None, .. } = &address
+            && !is_loopback_name(host)
+        {
+            self.warn_at(
+                &path,
+                format!(
+                    "{host} is not this machine, and http:// is not encrypted: who is on the network between can read the requests and name any user; write https:// where others reach that network"
+                ),
+            );
+        }
         let credential = upstream.credential.as_ref().and_then(|credential| self.credential(at, credential));
         let time = |value: Option<Time>, default: u64| value.map_or(Duration::from_secs(default), |time| time.0);
         for (key, value) in [

@@ -471,6 +471,25 @@ async fn check_online_says_what_each_provider_answers() {
 }
 
 #[test]
+fn the_file_for_the_backend_is_the_last_that_check_prints() {
+    // With a provider that does not answer.
+    let flags = ["check", "--online", "--upstream", "http://127.0.0.1:8888", "--upstream-preset", "jupyter"];
+    let output =
+        command().args(flags).args(["--issuer", "http://127.0.0.1:1", "--audience", "api"]).output().expect("runs");
+    let said = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let file = said.find("\n# jupyter_server_config.py\n").expect("the file");
+    let problem = said.rfind("  PROBLEM     ").expect("a problem");
+    assert!(
+        problem < file
+            && said
+                .trim_end()
+                .ends_with(std::include_str!("../../deploy/compose/jupyter/jupyter_server_config.py").trim_end()),
+        "{said}"
+    );
+}
+
+#[test]
 fn completions_are_scripts_that_know_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = command().args(["completions", shell]).output().expect("runs");

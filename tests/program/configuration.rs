@@ -71,10 +71,32 @@ fn a_clock_skew_that_accepts_ended_tokens_for_long_is_a_warning() {
 }
 
 #[test]
+fn an_upstream_on_another_machine_without_tls_is_a_warning() {
+    let yaml = |upstream: &str| format!("upstream: {upstream}\n{GOOD_PROVIDER}");
+    let found = warnings(&yaml("http://app.internal:8000"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let expected = "vestibule.yaml:1:11 upstream: app.internal is not this machine, and http:// is not encrypted";
+    assert!(found[0].starts_with(expected), "{found:?}");
+    for upstream in
+        ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "https://app.internal", "unix:/run/app.sock"]
+    {
+        assert_eq!(warnings(&yaml(upstream)), [""; 0], "{upstream}");
+    }
+}
+
+#[test]
 fn every_mistake_says_where_and_what_to_do() {
     for (yaml, expected) in [
         ("upstream: http://a\n".to_owned(), "providers: no provider: nobody could sign in"),
         (GOOD_PROVIDER.to_owned(), "upstream: missing: where is the backend?"),
+        (
+            "upstream: http://a\nproviders: [{ issuer: \"https://i.example.com/.well-known/openid-configuration\", audience: a }]\n".to_owned(),
+            "providers[0].issuer: is the address of the discovery document; the issuer is what stands before it: https://i.example.com\n",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: shared-secret, secret: \"${SESSION_SECRET}\" }]\n".to_owned(),
+            "providers[0].secret: ${SESSION_SECRET} is not set; set the variable\n",
+        ),
         (format!("{GOOD_PROVIDER}upstream: http://a/api\n"), "upstream: has a path; paths go up as the client sent them"),
         (format!("{GOOD_PROVIDER}upstream: http://u:p@a\n"), "the backend's own secret goes into upstream.credential"),
         (format!("{GOOD_PROVIDER}upstream: ${{BACKEND}}\n"), "upstream: ${BACKEND} is not set; set it, or write ${BACKEND:-default}"),
