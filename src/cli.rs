@@ -426,8 +426,9 @@ fn policy(
     if let Ok(policy) = &mut validated {
         loaded.locate(&mut policy.warnings);
     }
+    let changed_keys = loaded.changed_keys();
     let policy = loaded.conclude(validated, findings)?;
-    Ok(LoadedPolicy { policy, name, digest, file })
+    Ok(LoadedPolicy { policy, name, digest, file, changed_keys })
 }
 
 fn fail(message: &dyn std::fmt::Display, code: u8) -> ExitCode {

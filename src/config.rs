@@ -4,6 +4,7 @@
 //! of sources, and the format of errors. `policy` owns every rule that needs two keys at once, and the parsing of URLs.
 
 mod bounded_file;
+mod changed;
 mod diagnostic;
 mod finding;
 mod read;

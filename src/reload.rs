@@ -34,6 +34,8 @@ pub struct LoadedPolicy {
     pub digest: String,
     /// The configuration file, if it is a file.
     pub file: Option<PathBuf>,
+    /// The paths of the keys that are set to other values than their defaults.
+    pub changed_keys: Vec<String>,
 }
 
 impl LoadedPolicy {

@@ -6,17 +6,21 @@ use std::process::ExitCode;
 use super::executor::block_on;
 use super::{CheckArguments, USAGE, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
-use crate::policy::{KeySource, Policy, UserNames, summary};
+use crate::policy::{KeySource, Policy, UserNames, keys_not_shown, summary};
 use crate::reload::LoadedPolicy;
 use crate::shared;
 
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
-    let LoadedPolicy { policy, name, .. } = match policy(&arguments.config, |_| Vec::new()) {
+    let LoadedPolicy { policy, name, changed_keys, .. } = match policy(&arguments.config, |_| Vec::new()) {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
     print_line(&name);
     print(summary(&policy, UserNames::Shown).as_bytes());
+    let further = keys_not_shown(changed_keys);
+    if !further.is_empty() {
+        print_line(format_args!("  also set    {}", further.join(", ")));
+    }
     for warning in &policy.warnings {
         print_line(format_args!("  warning     {warning}"));
     }

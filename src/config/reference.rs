@@ -11,7 +11,7 @@ use super::shape::Config;
 use super::tree::{self, Node};
 
 /// The example configuration, which shows each key with its default or, where it has none, with a sample value.
-const EXAMPLE: &str = include_str!("../../config.example.yaml");
+pub(super) const EXAMPLE: &str = include_str!("../../config.example.yaml");
 
 /// The shapes of a route whose keys are those of the section above with the same name.
 const AS_ABOVE: [&str; 2] = ["RouteTokenFrom", "RouteWebSocket"];

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::bounded_file::read_bounded;
+use super::changed::changed_keys;
 use super::diagnostic::{FLAGS, Report};
 use super::finding::{Finding, Place};
 use super::read;
@@ -79,6 +80,12 @@ impl Loaded {
             Ok(value) if all.is_empty() => Ok(value),
             _ => Err(Report::new(&self.source, &self.text, &self.tree, all)),
         }
+    }
+
+    /// Returns the paths of the keys that are set to other values than their defaults.
+    #[must_use]
+    pub fn changed_keys(&self) -> Vec<String> {
+        changed_keys(&self.tree)
     }
 
     /// Writes the place of its key, such as `vestibule.yaml:6:5`, in front of each warning that names a key.

@@ -77,6 +77,14 @@ pub fn is_private(address: IpAddr) -> bool {
     PRIVATE.iter().any(|network| network.contains(&address))
 }
 
+/// Returns the networks as they are written in `trusted_proxies`.
+pub(super) fn written_networks(networks: &[IpNet]) -> Vec<String> {
+    let has_private = PRIVATE.iter().all(|private| networks.contains(private));
+    let named = has_private.then(|| "private_ranges".to_owned()).into_iter();
+    let others = networks.iter().filter(|network| !has_private || !PRIVATE.contains(network));
+    named.chain(others.map(ToString::to_string)).collect()
+}
+
 const NO_LISTENER: &str = "is empty; write an address such as 127.0.0.1:8080";
 
 impl Check {

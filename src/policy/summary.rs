@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use hyper::header::HeaderName;
 
+use super::listener::written_networks;
 use super::memory;
+use super::provider::DEFAULT_SKEW;
 use super::{
     Audience, AuthMode, AuthorizedParties, Claim, Close, Expected, Hosts, KeySource, LoginSpec, MemorySpec, OnExpiry,
-    Policy, ProviderSpec, QueryMode, Renew, Route, SessionSpec, TokenToHttp, TokenToUpgrade, UpstreamAddress,
-    UpstreamSpec, is_loopback_name,
+    OriginPattern, Policy, ProviderSpec, QueryMode, Renew, Route, SessionSpec, TokenToHttp, TokenToUpgrade,
+    UpstreamAddress, UpstreamSpec, is_loopback_name,
 };
 use crate::config::Time;
 
@@ -23,35 +25,88 @@ pub enum UserNames {
     Counted,
 }
 
+/// The lines of the summary, in two columns: the topic and its text.
+struct Lines {
+    text: String,
+    names: UserNames,
+}
+
+impl Lines {
+    fn add(&mut self, topic: &str, text: impl std::fmt::Display) {
+        let _ = writeln!(self.text, "  {topic:<11} {text}");
+    }
+
+    /// Adds a further line of the same topic.
+    fn more(&mut self, text: impl std::fmt::Display) {
+        self.add("", text);
+    }
+}
+
 /// Returns the summary in two columns, the topic and its text.
 #[must_use]
 pub fn summary(policy: &Policy, names: UserNames) -> String {
-    let mut out = String::new();
-    let mut line = |name: &str, text: String| {
-        let _ = writeln!(out, "  {name:<11} {text}");
-    };
-    for listen in &policy.listen {
-        line("listen", listen.written.clone());
+    let mut lines = Lines { text: String::new(), names };
+    lines.listeners(policy);
+    for index in 0..policy.upstreams.len() {
+        lines.upstream(policy, index);
     }
-    if let Some(admin) = &policy.admin {
-        line("admin", format!("{} (status, metrics; GET only)", admin.address));
+    for provider in &policy.providers {
+        lines.provider(provider);
     }
-    if let Some(control) = &policy.control {
-        line("control", control.to_string());
+    lines.identity(policy);
+    lines.routes(policy);
+    lines.sockets(policy);
+    lines.browsers(policy);
+    lines.limits(policy);
+    lines.operation(policy);
+    lines.text
+}
+
+impl Lines {
+    fn listeners(&mut self, policy: &Policy) {
+        for listen in &policy.listen {
+            self.add("listen", &listen.written);
+        }
+        if let Some(admin) = &policy.admin {
+            self.add("admin", format_args!("{} (status, metrics; GET only)", admin.address));
+        }
+        if let Some(control) = &policy.control {
+            self.add("control", control);
+        }
+        if let Some(shared) = &policy.shared {
+            self.add("shared", shared);
+        } else if may_have_several_instances(policy) {
+            let sessions = if policy.browser.logins.is_empty() { "" } else { "sessions that began with a sign-in, " };
+            self.add(
+                "shared",
+                format_args!(
+                    "nothing: each instance has its own revocations, sign-outs, {sessions}presence and limits (docs/shared-state.md)"
+                ),
+            );
+        }
+        self.add("hosts", hosts_text(&policy.hosts));
+        self.trusted_proxies(policy);
+        if !policy.origins.is_empty() {
+            self.add("origins", origins_text(&policy.origins));
+        }
     }
-    if let Some(shared) = &policy.shared {
-        line("shared", shared.to_string());
-    } else if may_have_several_instances(policy) {
-        let sessions = if policy.browser.logins.is_empty() { "" } else { "sessions that began with a sign-in, " };
-        line(
-            "shared",
-            format!(
-                "nothing: each instance has its own revocations, sign-outs, {sessions}presence and limits (docs/shared-state.md)"
-            ),
-        );
+
+    fn trusted_proxies(&mut self, policy: &Policy) {
+        let mut trusted = written_networks(&policy.trusted_proxies);
+        if policy.trusts_unix {
+            trusted.push("Unix sockets".to_owned());
+        }
+        if !trusted.is_empty() {
+            let trusted = trusted.join(", ");
+            self.add(
+                "proxies",
+                format_args!("{trusted}: their X-Forwarded-* name the client, its scheme and its host"),
+            );
+        }
     }
-    line("hosts", hosts_text(&policy.hosts));
-    for (index, upstream) in policy.upstreams.iter().enumerate() {
+
+    fn upstream(&mut self, policy: &Policy, index: usize) {
+        let upstream = &policy.upstreams[index];
         let paths: Vec<&str> = policy
             .routes
             .iter()
@@ -59,36 +114,29 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
             .map(|route| &*route.label)
             .collect();
         let of = if index == 0 { String::new() } else { format!(" for {}", paths.join(" ")) };
-        line("upstream", format!("{}{of}", upstream.url));
+        self.add("upstream", format_args!("{}{of}", upstream.url));
         if let Some(credential) = &upstream.credential {
-            line("", format!("sees our credential in {}, for verified callers only", credential.header));
+            self.more(format_args!("sees our credential in {}, for verified callers only", credential.header));
         }
         for sentence in handed_on(upstream) {
-            line("", sentence);
+            self.more(sentence);
         }
-        line("", format!("isolation: {}", isolation_text(policy, upstream)));
+        self.more(format_args!("isolation: {}", isolation_text(policy, upstream)));
         if let Some(preset) = &upstream.preset {
             let mut setup = preset.setup.lines();
-            line("", format!("it is {}; it keeps its own secret, sent by us as", preset.name));
-            line("", format!("  {}", preset.credential));
-            line("", format!("and is started with {}", setup.next().unwrap_or_default()));
+            self.more(format_args!("it is {}; it keeps its own secret, sent by us as", preset.name));
+            self.more(format_args!("  {}", preset.credential));
+            self.more(format_args!("and is started with {}", setup.next().unwrap_or_default()));
             for further in setup {
-                line("", further.to_owned());
+                self.more(further);
             }
-            line("", format!("its health: routes: [{{ path: {}, auth: none }}]", preset.health));
+            self.more(format_args!("its health: routes: [{{ path: {}, auth: none }}]", preset.health));
         }
     }
-    for provider in &policy.providers {
+
+    fn provider(&mut self, provider: &ProviderSpec) {
         let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
-        let keys = match &provider.keys {
-            KeySource::Introspection => "no keys".to_owned(),
-            KeySource::Secret(_) => "shared secret".to_owned(),
-            KeySource::Pem(_) => "PEM file".to_owned(),
-            KeySource::Jwks(_) => "JWKS file".to_owned(),
-            KeySource::ById { base, .. } => format!("keys by their id at {base}"),
-            KeySource::Fetched { url, discovery: true, .. } => format!("discovery at {url}"),
-            KeySource::Fetched { url, .. } => format!("keys at {url}"),
-        };
+        let keys = keys_text(&provider.keys);
         let audience = match &provider.audience {
             Audience::Any => "any audience".to_owned(),
             Audience::OneOf(names) if names.is_empty() => "sign-in only, no Bearer tokens".to_owned(),
@@ -100,49 +148,196 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
             AuthorizedParties::Origins(_) => ", azp from origins".to_owned(),
             AuthorizedParties::Client(client_id) => format!(", azp {client_id} where there is one"),
         };
-        line("provider", format!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
-        line("", format!("who may enter: {}", entrants(provider, names)));
+        self.add("provider", format_args!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
+        self.more(format_args!("who may enter: {}", entrants(provider, self.names)));
+        if provider.clock_skew != DEFAULT_SKEW {
+            let skew = Time(provider.clock_skew);
+            self.more(format_args!("clock skew {skew}: tokens are accepted that long after their end"));
+        }
         if let Some(remote) = &provider.remote {
-            line("", remote.to_string());
+            self.more(remote);
         }
     }
-    for header in policy.trusted_headers.iter() {
-        line("identity", format!("{} = {}", header.written, header.claim));
+
+    fn identity(&mut self, policy: &Policy) {
+        for header in policy.trusted_headers.iter() {
+            self.add("identity", format_args!("{} = {}", header.written, header.claim));
+        }
+        if let Some(default) = policy.routes.last() {
+            self.add("tokens", tokens(policy, default));
+        }
     }
-    if let Some(default) = policy.routes.last() {
-        line("tokens", tokens(policy, default));
+
+    fn routes(&mut self, policy: &Policy) {
+        for (index, route) in policy.routes.iter().enumerate() {
+            self.add(if index == 0 { "routes" } else { "" }, described(policy, route, self.names));
+        }
+        for (path, resource) in &policy.resource_documents {
+            self.add("resource", format_args!("{} for OAuth clients, described at {path}", resource.identifier));
+        }
     }
-    for (index, route) in policy.routes.iter().enumerate() {
-        line(if index == 0 { "routes" } else { "" }, described(policy, route, names));
+
+    fn sockets(&mut self, policy: &Policy) {
+        if let Some(default) = policy.routes.last() {
+            let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
+            self.add("sockets", format_args!("dialect {dialect}; {}", sockets(policy, default)));
+            if let Some(origins) = &default.websocket.allowed_origins {
+                self.more(format_args!("upgrades of pages from {} only", origins_text(origins)));
+            }
+        }
+        if policy.events_end_with_token {
+            self.add("events", "event streams end with their token");
+        }
     }
-    for (path, resource) in &policy.resource_documents {
-        line("resource", format!("{} for OAuth clients, described at {path}", resource.identifier));
+
+    fn browsers(&mut self, policy: &Policy) {
+        if let Some(session) = &policy.browser.session {
+            self.add("session", session_text(policy, session));
+        }
+        for (name, text) in policy.browser.logins.iter().flat_map(|login| sign_in(login)) {
+            self.add(name, text);
+        }
+        if let Some(url) = policy.browser.sign_in_url.as_ref().filter(|_| policy.browser.logins.is_empty()) {
+            self.add("sign-in", format_args!("pages without a credential go to {}", url.written()));
+        }
     }
-    if let Some(default) = policy.routes.last() {
-        let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
-        line("sockets", format!("dialect {dialect}; {}", sockets(policy, default)));
+
+    fn limits(&mut self, policy: &Policy) {
+        let MemorySpec { unauthenticated_bytes, held_message_bytes, cgroup_bytes } = policy.memory;
+        let cgroup = cgroup_bytes.map_or_else(String::new, |bytes| format!("; the cgroup may use {} MiB", bytes >> 20));
+        self.add(
+            "memory",
+            format_args!(
+                "at most {} MiB while no caller is known, of it {} MiB counted by limits.unauthenticated_bytes{cgroup}",
+                memory::max_before_authentication(unauthenticated_bytes) >> 20,
+                unauthenticated_bytes >> 20
+            ),
+        );
+        self.more(format_args!(
+            "unfinished messages that are read whole: at most {} MiB of all users",
+            held_message_bytes >> 20
+        ));
+        if policy.limits.failed_tokens_per_minute.is_none() {
+            self.add("limits", "bad tokens of one address: no limit (failed_tokens_per_minute: null)");
+        }
     }
-    if let Some(session) = &policy.browser.session {
-        line("session", session_text(policy, session));
+
+    /// Adds settings of the log, of errors and of the drain that differ from their defaults.
+    fn operation(&mut self, policy: &Policy) {
+        if policy.verbose_errors {
+            self.add("errors", "verbose: a caller is told why its token was refused");
+        }
+        if policy.log.query {
+            self.add("log", "has the queries of URLs (log.query); values are masked by the names of their parameters");
+        }
+        if !policy.drain_delay.is_zero() {
+            let delay = Time(policy.drain_delay);
+            self.add("drain", format_args!("new requests are accepted for {delay} after SIGTERM (drain.delay)"));
+        }
     }
-    for (name, text) in policy.browser.logins.iter().flat_map(|login| sign_in(login)) {
-        line(name, text);
+}
+
+/// The keys whose values the summary shows, with those below them, without the indices of lists.
+const SHOWN_KEYS: [&str; 64] = [
+    "admin",
+    "browser.login",
+    "browser.session",
+    "browser.sign_in_url",
+    "control",
+    "drain.delay",
+    "errors",
+    "events.on_expiry",
+    "hosts",
+    "identity.headers",
+    "insecure_verbose_errors",
+    "limits.failed_tokens_per_minute",
+    "limits.held_message_bytes",
+    "limits.unauthenticated_bytes",
+    "listen",
+    "log.query",
+    "origins",
+    "protected_resource",
+    "providers.allow",
+    "providers.audience",
+    "providers.authorized_parties",
+    "providers.clock_skew",
+    "providers.domain",
+    "providers.issuer",
+    "providers.jwks.file",
+    "providers.jwks.pem_file",
+    "providers.jwks.url",
+    "providers.name",
+    "providers.preset",
+    "providers.project",
+    "providers.publishable_key",
+    "providers.realm",
+    "providers.region",
+    "providers.remote",
+    "providers.require",
+    "providers.secret",
+    "providers.secret_file",
+    "providers.signer",
+    "providers.tenant",
+    "providers.trust_unverified_email",
+    "providers.url",
+    "providers.user_pool_id",
+    "public_url",
+    "routes.auth",
+    "routes.methods",
+    "routes.path",
+    "routes.protected_resource",
+    "routes.require",
+    "routes.upstream",
+    "shared",
+    "token_from",
+    "trusted_proxies",
+    "upstream.credential",
+    "upstream.preset",
+    "upstream.token_to",
+    "upstream.url",
+    "websocket.allowed_origins",
+    "websocket.dialect",
+    "websocket.grace",
+    "websocket.idle_timeout",
+    "websocket.max_lifetime",
+    "websocket.on_expiry",
+    "websocket.presence",
+    "websocket.revalidate_every",
+];
+
+/// Returns those of the keys that the summary does not show.
+#[must_use]
+pub fn keys_not_shown(keys: Vec<String>) -> Vec<String> {
+    let is_shown = |key: &String| {
+        let words: Vec<&str> = key.split('.').map(|word| word.split('[').next().unwrap_or_default()).collect();
+        let plain = words.join(".");
+        // A route's settings of WebSockets are described as those of all are.
+        let plain = plain.strip_prefix("routes.websocket").map_or(plain.clone(), |rest| format!("websocket{rest}"));
+        let is_below =
+            |shown: &&str| plain.strip_prefix(shown).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        // The short form of `upstream` is its URL.
+        plain == "upstream" || SHOWN_KEYS.iter().any(is_below)
+    };
+    keys.into_iter().filter(|key| !is_shown(key)).collect()
+}
+
+fn keys_text(keys: &KeySource) -> String {
+    match keys {
+        KeySource::Introspection => "no keys".to_owned(),
+        KeySource::Secret(_) => "shared secret".to_owned(),
+        KeySource::Pem(_) => "PEM file".to_owned(),
+        KeySource::Jwks(_) => "JWKS file".to_owned(),
+        KeySource::ById { base, .. } => format!("keys by their id at {base}"),
+        KeySource::Fetched { url, discovery: true, .. } => format!("discovery at {url}"),
+        KeySource::Fetched { url, .. } => format!("keys at {url}"),
     }
-    if let Some(url) = policy.browser.sign_in_url.as_ref().filter(|_| policy.browser.logins.is_empty()) {
-        line("sign-in", format!("pages without a credential go to {}", url.written()));
+}
+
+fn origins_text(origins: &[OriginPattern]) -> String {
+    if origins.is_empty() {
+        return "no origin".to_owned();
     }
-    let MemorySpec { unauthenticated_bytes, held_message_bytes, cgroup_bytes } = policy.memory;
-    let cgroup = cgroup_bytes.map_or_else(String::new, |bytes| format!("; the cgroup may use {} MiB", bytes >> 20));
-    line(
-        "memory",
-        format!(
-            "at most {} MiB while no caller is known, of it {} MiB counted by limits.unauthenticated_bytes{cgroup}",
-            memory::max_before_authentication(unauthenticated_bytes) >> 20,
-            unauthenticated_bytes >> 20
-        ),
-    );
-    line("", format!("unfinished messages that are read whole: at most {} MiB of all users", held_message_bytes >> 20));
-    out
+    origins.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A protection of an upstream from direct access, so that only this proxy can name its users (docs/contract.md section
@@ -285,7 +480,7 @@ fn session_text(policy: &Policy, session: &SessionSpec) -> String {
 #[must_use]
 pub fn sockets(policy: &Policy, route: &Route) -> String {
     let of_a_sign_in = "those of a sign-in live on while its session is renewed, and end with it";
-    let mut text = if accepts_tokens(policy) { token_expiry(route) } else { of_a_sign_in.to_owned() };
+    let mut text = if accepts_tokens(policy) { token_expiry(policy, route) } else { of_a_sign_in.to_owned() };
     add_further_ends(&mut text, route);
     if accepts_tokens(policy) && !policy.browser.logins.is_empty() {
         let _ = write!(text, "; {of_a_sign_in}");
@@ -294,9 +489,11 @@ pub fn sockets(policy: &Policy, route: &Route) -> String {
 }
 
 /// Describes in one clause what becomes of a socket whose token expires.
-fn token_expiry(route: &Route) -> String {
+fn token_expiry(policy: &Policy, route: &Route) -> String {
     let spec = &route.websocket;
-    let grace = Time(spec.grace);
+    // A token counts until its end and the tolerance for clocks, so no socket closes before that.
+    let skew = policy.providers.iter().map(|provider| provider.clock_skew).max().unwrap_or_default();
+    let grace = Time(spec.grace.max(skew));
     let code = spec.dialect.as_ref().map_or(Close::Expired.default_code(), |dialect| dialect.code(Close::Expired));
     match spec.on_expiry {
         OnExpiry::Keep => "live on after their token's end".to_owned(),
@@ -432,6 +629,12 @@ fn described(policy: &Policy, route: &Route, names: UserNames) -> String {
         && (dialect(route), sockets(route)) != (dialect(default), sockets(default))
     {
         let _ = write!(text, "; its sockets: dialect {}; {}", dialect(route), sockets(route));
+    }
+    if let Some(default) = policy.routes.last()
+        && route.websocket.allowed_origins != default.websocket.allowed_origins
+        && let Some(origins) = &route.websocket.allowed_origins
+    {
+        let _ = write!(text, "; upgrades of pages from {} only", origins_text(origins));
     }
     text
 }

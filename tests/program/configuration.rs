@@ -71,6 +71,48 @@ fn a_clock_skew_that_accepts_ended_tokens_for_long_is_a_warning() {
 }
 
 #[test]
+fn a_reviewer_sees_every_setting_that_opens_something() {
+    let yaml = "listen: 127.0.0.1:8080
+upstream: http://127.0.0.1:1
+trusted_proxies: [private_ranges, 203.0.113.7, unix]
+origins: [https://app.example.com, \"https://*.example.org\"]
+providers: [{ issuer: https://i.example.com, audience: api, clock_skew: 1m, cache_ttl: 1m }]
+routes:
+  - { path: /ws/**, websocket: { allowed_origins: [https://ws.example.com] } }
+websocket: { on_expiry: keep, max_lifetime: 12h, ping_interval: 30s, ping_timeout: 1m }
+events: { on_expiry: close }
+errors: verbose
+limits: { failed_tokens_per_minute: null, token_bytes: 8KiB }
+log: { query: true }
+drain: { delay: 10s }
+";
+    let (code, text) = check(yaml, &[]);
+    assert_eq!(code, Some(0), "{text}");
+    for line in [
+        "  proxies     private_ranges, 203.0.113.7/32, Unix sockets: their X-Forwarded-* name the client, its scheme and its host\n",
+        "  origins     https://app.example.com, https://*.example.org\n",
+        "              clock skew 1m: tokens are accepted that long after their end\n",
+        "; upgrades of pages from https://ws.example.com only\n",
+        "dialect vestibule; live on after their token's end, at most 12h\n",
+        "  events      event streams end with their token\n",
+        "  errors      verbose: a caller is told why its token was refused\n",
+        "  limits      bad tokens of one address: no limit (failed_tokens_per_minute: null)\n",
+        "  log         has the queries of URLs (log.query); values are masked by the names of their parameters\n",
+        "  drain       new requests are accepted for 10s after SIGTERM (drain.delay)\n",
+        "  also set    providers[0].cache_ttl, websocket.ping_timeout, limits.token_bytes\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let (_, text) = check(&format!("upstream: http://127.0.0.1:1\n{GOOD_PROVIDER}websocket: {{ grace: 1s }}\n"), &[]);
+    assert!(text.contains("closed with 4401, 5s after their token's end"), "no socket closes before the skew\n{text}");
+    // With the defaults there is none of these lines.
+    let (_, text) = check(&format!("upstream: http://127.0.0.1:1\n{GOOD_PROVIDER}"), &[]);
+    for topic in ["proxies", "origins", "errors", "limits ", "log ", "drain", "also set", "clock skew"] {
+        assert!(!text.contains(&format!("  {topic}")), "{topic}\n{text}");
+    }
+}
+
+#[test]
 fn an_upstream_on_another_machine_without_tls_is_a_warning() {
     let yaml = |upstream: &str| format!("upstream: {upstream}\n{GOOD_PROVIDER}");
     let found = warnings(&yaml("http://app.internal:8000"));
