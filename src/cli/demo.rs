@@ -210,15 +210,14 @@ fn print_welcome(url: &str, token: &str) {
 
   Open      {url}
 
-  Try       curl -i {url}/api/whoami
+  Try       TOKEN={token}
+              a token for alice, good for 1 h
+            curl -i {url}/api/whoami
               → 401
             curl -H \"Authorization: Bearer $TOKEN\" {url}/api/whoami
               → alice
             curl -H \"Authorization: Bearer $TOKEN\" -H \"X-User-Id: bob\" {url}/api/whoami
               → still alice
-
-            with a token for alice, good for 1 h:
-            TOKEN={token}
 
   Your own  vestibule demo --upstream 'http://127.0.0.1:8888/lab?token=…' --upstream-preset jupyter
             (paste the address that Jupyter prints, with its token)
@@ -237,13 +236,12 @@ fn print_own_backend(url: &str, user: &str, upstream: &str, problem: Option<&str
   Open      {url}
   Before    {upstream}
 {problem}
-  Try       curl -i {url}/
+  Try       TOKEN={token}
+              a token for {user}, good for 1 h
+            curl -i {url}/
               → 401
             curl -i -H \"Authorization: Bearer $TOKEN\" {url}/
               → the backend's own answer
-
-            with a token for {user}, good for 1 h:
-            TOKEN={token}
 
   For real  the same with your identity provider: upstream, preset and credential in a file, see docs/
 Ctrl-C stops.",

@@ -412,6 +412,8 @@ async fn the_demo_answers_as_its_welcome_says_and_moves_off_a_taken_port() {
     };
     let url = next("Open");
     let token = next("TOKEN=");
+    // The lines that need it come after it.
+    assert!(next("curl -i ").starts_with(&url));
     let address: std::net::SocketAddr = url.strip_prefix("http://").expect("a URL").parse().expect("an address");
     assert_ne!(address, taken.address());
     let credential = bearer(&token);
