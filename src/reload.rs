@@ -273,7 +273,13 @@ mod tests {
         let config = crate::config::load_yaml(yaml).expect("loads").config;
         let mut policy = crate::policy::validate(&config).expect("valid");
         policy.files = names.to_vec();
-        LoadedPolicy { policy, name: String::new(), digest: String::new(), file: Some(file.to_owned()) }
+        LoadedPolicy {
+            policy,
+            name: String::new(),
+            digest: String::new(),
+            file: Some(file.to_owned()),
+            changed_keys: Vec::new(),
+        }
     }
 
     /// Loads a configuration that names a file the caller did not expect, and writes one of its files in the last load.
