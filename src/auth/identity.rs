@@ -40,10 +40,9 @@ pub struct BrowserSession {
     pub id: Arc<str>,
     /// A digest of the user, for ending all sessions of one user.
     pub owner: Arc<str>,
-    /// Digests of the browser in which the session began with a sign-in: of its login cookie, and of its session at the
-    /// provider. They are for ending all sessions of one browser, since two tabs may come back from the provider at once
-    /// and each begins a session. A session of a presented token has neither.
-    pub browser: [Option<Arc<str>>; 2],
+    /// A digest of the login cookie with which the session began, for ending all sessions of one browser: two tabs may
+    /// come back from the provider at once, and each begins a session. `None` for a session of a presented token.
+    pub browser: Option<Arc<str>>,
     /// The time at which the session began, in milliseconds since the epoch.
     pub began: u64,
     /// The Unix time in seconds at which the last of the session's cookies expires, by the data in this cookie.
@@ -66,21 +65,13 @@ pub(super) struct CookieTimes {
 }
 
 impl BrowserSession {
-    /// Returns what a sign-out at `now`, Unix seconds, ends: the sessions that this user began in the same browser, kept
-    /// until the last of them can have expired; for a session of a presented token that one.
-    pub fn ended_by_sign_out(&self, now: u64) -> impl Iterator<Item = Self> {
-        let life = self.last_end.saturating_sub(self.began / 1_000);
-        let last_end = self.last_end.max(now.saturating_add(life));
-        let alone = self.browser.iter().all(Option::is_none).then(|| self.clone());
-        let of_browser = self.browser.iter().flatten();
-        of_browser.map(move |browser| Self { id: Arc::clone(browser), last_end, ..self.clone() }).chain(alone)
-    }
-
-    /// Returns whether another session is one that the same user began in the same browser.
+    /// Returns the session as a sign-out at `now`, Unix seconds, names it: with every other that this user began in the
+    /// same browser, kept until the last of them can have expired.
     #[must_use]
-    pub fn is_beside(&self, other: &Self) -> bool {
-        let shares_browser = self.browser.iter().zip(&other.browser).any(|(one, other)| one.is_some() && one == other);
-        self.id != other.id && self.owner == other.owner && shares_browser
+    pub fn with_its_browser(&self, now: u64) -> Self {
+        let Some(browser) = &self.browser else { return self.clone() };
+        let life = self.last_end.saturating_sub(self.began / 1_000);
+        Self { id: Arc::clone(browser), last_end: self.last_end.max(now.saturating_add(life)), ..self.clone() }
     }
 
     /// Returns a digest of the id, for the log. It cannot be used to end or to resume the session.

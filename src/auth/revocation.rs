@@ -443,9 +443,7 @@ impl Revocations {
     }
 
     fn browser_session_keys(&self, secret: usize, session: &BrowserSession) -> BrowserSessionKeys {
-        let key = |browser: &Option<Arc<str>>| Some(self.browser_session_key(secret, browser.as_deref()?));
-        let [cookie, at_provider] = &session.browser;
-        let browser = [key(cookie), key(at_provider)];
+        let browser = session.browser.as_deref().map(|browser| self.browser_session_key(secret, browser));
         let keys = self.browser_session_keys_of(secret, &session.owner, &session.id);
         BrowserSessionKeys { browser, began: session.began, ..keys }
     }
@@ -454,7 +452,7 @@ impl Revocations {
         BrowserSessionKeys {
             owner: self.key(secret, BROWSER_SESSIONS, &RevocationTarget::User(owner.to_owned())),
             session: self.browser_session_key(secret, id),
-            browser: [None, None],
+            browser: None,
             began: 0,
         }
     }
@@ -463,8 +461,8 @@ impl Revocations {
         self.key(secret, BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned()))
     }
 
-    /// Returns whether this user has signed out in the browser with this digest, so that another session of it would count
-    /// as ended too.
+    /// Returns whether this user has signed out in a browser that begins another session with the same login cookie,
+    /// which would count as ended too.
     #[must_use]
     pub fn has_signed_out(&self, owner: &str, browser: &str, now: u64) -> bool {
         self.sign_outs.count() > 0

@@ -29,8 +29,8 @@ pub struct RevocationKeys {
 pub(super) struct BrowserSessionKeys {
     pub(super) owner: RevocationKey,
     pub(super) session: RevocationKey,
-    /// The keys of all sessions of the same browser.
-    pub(super) browser: [Option<RevocationKey>; 2],
+    /// The key of all sessions of the same browser.
+    pub(super) browser: Option<RevocationKey>,
     /// The time at which the session began, in milliseconds since the epoch.
     pub(super) began: u64,
 }

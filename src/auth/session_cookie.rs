@@ -76,7 +76,7 @@ impl CookieContent {
         let session = BrowserSession {
             id: text("i")?.into(),
             owner: text("o")?.into(),
-            browser: [None, None],
+            browser: None,
             began: number("b")?,
             last_end: number("l")?,
             key,
@@ -159,7 +159,7 @@ impl SessionCookies {
             None => BrowserSession {
                 id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
                 owner,
-                browser: [None, None],
+                browser: None,
                 began: now,
                 last_end: until,
                 key: self.key_fingerprint,

@@ -46,13 +46,10 @@ pub(super) async fn sign_out(
 ) -> Result<Option<String>, Refusal> {
     let verifier = &runtime.verifier;
     let deadline = Instant::now() + PROVIDER_WAIT;
-    let (mut location, mut failure) = (None, Ok(()));
+    let (mut location, mut failure) = (None, None);
     for cookie in cookies {
         let Some(opened) = verifier.open_session_cookie(cookie) else { continue };
-        let mut ended = Ok(());
-        for session in opened.session.ended_by_sign_out(unix_seconds()) {
-            ended = worse(ended, end_session(state, runtime, &session).await);
-        }
+        let ended = end_session(state, runtime, &opened.session.with_its_browser(unix_seconds())).await;
         let record = end_at_provider(state, runtime, &opened, deadline).await;
         let user = record.as_ref().map(|record| record.identity().user_id().to_owned());
         let user = user.or_else(|| opened.user.clone());
@@ -69,15 +66,18 @@ pub(super) async fn sign_out(
                 Audit { reason: Some(&refusal.reason), ..audit }.log(AuditEvent::SignOutFailed);
             }
             Ok(()) | Err(_) => {
-                drop_others_of_browser(runtime, &opened.session);
                 audit.log(AuditEvent::SignOut);
+                end_others_of_browser(state, runtime, &opened.session, record.as_deref()).await;
             }
         }
         if user.is_some() {
             line.user.clone_from(&user);
         }
-        if ended.is_err() {
-            failure = worse(failure, ended);
+        if let Err(refusal) = ended {
+            // A session that was not ended is a worse failure than one whose end other instances do not have yet.
+            if failure.as_ref().is_none_or(|failure: &Refusal| failure.is_in_force) {
+                failure = Some(refusal);
+            }
             continue;
         }
         let logins = verifier.logins().filter(|_| opened.is_of_a_sign_in());
@@ -91,17 +91,7 @@ pub(super) async fn sign_out(
         state.metrics.logins.signed_out(&opened.provider, outcome);
         location = page.or(location);
     }
-    failure.map(|()| location)
-}
-
-/// Returns the worse of two results: a session that was not ended is a worse failure than one whose end other instances do
-/// not have yet.
-fn worse(one: Result<(), Refusal>, other: Result<(), Refusal>) -> Result<(), Refusal> {
-    match (&one, &other) {
-        (Err(first), _) if !first.is_in_force => one,
-        (_, Err(_)) => other,
-        (_, Ok(())) => one,
-    }
+    failure.map_or(Ok(location), Err)
 }
 
 /// Ends a session at the proxy until the last of its cookies expires, whether or not provider and policy accept it now:
@@ -200,13 +190,27 @@ fn remove_record(logins: &Logins, record: &Arc<LoginSession>) -> JoinHandle<()> 
     }))
 }
 
-/// Drops the records of the other sessions that a user who has signed out began in the same browser, in the background.
-/// Those that another instance keeps have no effect, since their sessions have ended.
-fn drop_others_of_browser(runtime: &Runtime, session: &BrowserSession) {
+/// Ends the other sessions that a user who has signed out began in the same browser, with their refresh tokens. Those of
+/// which another instance has the record have ended by then if they share the login cookie.
+async fn end_others_of_browser(
+    state: &ProxyState,
+    runtime: &Runtime,
+    session: &BrowserSession,
+    record: Option<&LoginSession>,
+) {
     let Some(logins) = runtime.verifier.logins() else { return };
-    for record in logins.sessions.others_of_browser(session) {
-        logins.sessions.forget(&record.session.id);
-        drop(remove_record(logins, &record));
+    for other in logins.sessions.others_of_browser(session, record) {
+        if other.session.browser != session.browser {
+            // A failure is logged where it happens, and then the record alone says that the session has ended.
+            let _ = end_session(state, runtime, &other.session.with_its_browser(unix_seconds())).await;
+        }
+        if state.revocations.is_ended(&other.session, unix_seconds()) {
+            logins.sessions.forget(&other.session.id);
+        } else {
+            logins.sessions.mark_ended(&other.session.id);
+        }
+        state.notifier.notify();
+        drop(remove_record(logins, &other));
     }
 }
 

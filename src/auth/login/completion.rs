@@ -12,7 +12,7 @@ use crate::auth::identify::{VerifiedClaims, identify};
 use crate::auth::identity::{Expiry, VerifiedBy};
 use crate::auth::kind::TokenKindHeader;
 use crate::auth::provider_state::{Lookup, verify_signature};
-use crate::auth::{Identity, KeyFingerprint, Rejection, allow, claims, issuer_or_name, jwt, unix_seconds};
+use crate::auth::{Identity, KeyFingerprint, Rejection, allow, claims, jwt, unix_seconds};
 use crate::policy::Renew;
 
 /// The result of a completed sign-in.
@@ -37,17 +37,6 @@ impl CompletedSignIn {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    /// Returns digests of the browser in which the user signed in, by which the sessions of its tabs belong together: of its
-    /// login cookie, and of its session at the provider, if the ID token names one.
-    #[must_use]
-    pub fn browser(&self, cookie: &LoginCookie) -> [Option<Arc<str>>; 2] {
-        let issuer = issuer_or_name(self.identity.provider());
-        let sid = self.id_token.claims.get("sid").and_then(Value::as_str);
-        let at_provider =
-            sid.map(|sid| KeyFingerprint::of(&[b"provider session", issuer.as_bytes(), sid.as_bytes()]).text().into());
-        [Some(cookie.browser()), at_provider]
     }
 
     /// Returns whether the session can be renewed.

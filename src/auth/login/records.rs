@@ -461,10 +461,23 @@ impl LoginSessions {
         Some(known)
     }
 
-    /// Returns the other sessions that this user began in the same browser.
+    /// Returns the other sessions that this user began in the same browser: with the same login cookie, or, where `record`
+    /// is that of the session, in the same session at the provider. Tabs that are opened at once, before the browser has a
+    /// login cookie, share that alone.
     #[must_use]
-    pub fn others_of_browser(&self, session: &BrowserSession) -> Vec<Arc<LoginSession>> {
-        self.lock().values().filter(|known| known.session.is_beside(session)).map(Arc::clone).collect()
+    pub fn others_of_browser(&self, session: &BrowserSession, record: Option<&LoginSession>) -> Vec<Arc<LoginSession>> {
+        let at_provider = |record: &LoginSession| {
+            let sid = record.identity().session_id()?.to_owned();
+            Some((record.provider.clone(), sid))
+        };
+        let here = record.and_then(at_provider);
+        let is_other = |known: &LoginSession| {
+            let shares_cookie = session.browser.is_some() && known.session.browser == session.browser;
+            known.session.owner == session.owner
+                && known.session.id != session.id
+                && (shares_cookie || (here.is_some() && at_provider(known) == here))
+        };
+        self.lock().values().filter(|known| is_other(known)).map(Arc::clone).collect()
     }
 
     /// Marks a session as ended and keeps its record, by which its cookies are rejected from then on.

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use super::completion::CompletedSignIn;
+use super::cookie::LoginCookie;
 use super::keys::{Purpose, SessionKey, random};
 use super::records::LoginSession;
 use super::{Login, Logins};
@@ -57,13 +58,13 @@ fn digest_of(names: &[String]) -> String {
 }
 
 impl Logins {
-    /// Begins a session in this browser: issues its cookie and keeps its record. Returns `None` when the claims do not fit the cookie or
+    /// Begins a session in the browser that has this login cookie: issues its cookie and keeps its record. Returns `None` when the claims do not fit the cookie or
     /// the system has no random numbers.
     #[must_use]
     pub fn begin(
         &self,
         completed: CompletedSignIn,
-        browser: [Option<Arc<str>>; 2],
+        cookie: &LoginCookie,
         cookie_key: KeyFingerprint,
     ) -> Option<(IssuedCookie, Arc<LoginSession>)> {
         let login = Arc::clone(&completed.login);
@@ -72,10 +73,11 @@ impl Logins {
         let ends_at = (now / 1_000).saturating_add(spec.session_max_age.as_secs());
         let soft_end = if completed.is_renewable() { completed.token_end.min(ends_at) } else { ends_at };
         let identity = &completed.identity;
+        let browser = cookie.browser();
         let session = BrowserSession {
             id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
             owner: session_owner(identity),
-            browser,
+            browser: Some(Arc::clone(&browser)),
             began: now,
             last_end: ends_at,
             key: cookie_key,
@@ -97,7 +99,7 @@ impl Logins {
                 .collect();
             let content = json!({
                 "i": &*session.id, "x": key.to_text(), "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
-                "r": session.browser.each_ref().map(Option::as_deref), "p": spec.name, "f": spec.provider_spec.preset, "k": print.text(), "a": algorithm,
+                "r": &*browser, "p": spec.name, "f": spec.provider_spec.preset, "k": print.text(), "a": algorithm,
                 "t": kind.is_access_token, "y": kind.category.name(),
                 "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
             });
@@ -125,7 +127,7 @@ impl Logins {
                 id: text("i")?.into(),
                 owner: text("o")?.into(),
                 // Earlier versions issued cookies without it.
-                browser: [0, 1].map(|at| content.get("r")?.get(at)?.as_str().map(Arc::from)),
+                browser: text("r").map(Arc::from),
                 began: number("b")?,
                 last_end: number("l")?,
                 key: cookie_key,

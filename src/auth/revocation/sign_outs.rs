@@ -156,7 +156,7 @@ impl SignOuts {
         by_owner.get(&of.owner).is_some_and(|owned| {
             owned.before.is_some_and(|all| all.until > now && of.began <= all.at)
                 || owned.sessions.iter().any(|(session, ended)| {
-                    (*session == of.session || of.browser.contains(&Some(*session))) && ended.until > now
+                    (*session == of.session || Some(*session) == of.browser) && ended.until > now
                 })
         })
     }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn session(owner: u64, id: u64, began: u64) -> BrowserSessionKeys {
-        BrowserSessionKeys { owner: key(owner), session: key(id + 100), browser: [None, None], began }
+        BrowserSessionKeys { owner: key(owner), session: key(id + 100), browser: None, began }
     }
 
     #[test]

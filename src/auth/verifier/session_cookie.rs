@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
-use super::super::login::{CompletedSignIn, LoginSession, LoginSessionCookie, LoginSessions, OpenLoginSocket};
+use super::super::login::{
+    CompletedSignIn, LoginCookie, LoginSession, LoginSessionCookie, LoginSessions, OpenLoginSocket,
+};
 use super::super::provider_state::ProviderState;
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck};
 use super::super::{
@@ -79,14 +81,14 @@ impl Verifier {
         self.logins.as_ref()?.record_of(opened.login.as_ref()?).await
     }
 
-    /// Begins a login session after a completed sign-in in this browser.
+    /// Begins a login session after a completed sign-in, in the browser that has this login cookie.
     #[must_use]
     pub fn begin_login_session(
         &self,
         completed: CompletedSignIn,
-        browser: [Option<Arc<str>>; 2],
+        cookie: &LoginCookie,
     ) -> Option<(IssuedCookie, Arc<LoginSession>)> {
-        self.logins.as_ref()?.begin(completed, browser, self.session_cookies.as_ref()?.key_fingerprint())
+        self.logins.as_ref()?.begin(completed, cookie, self.session_cookies.as_ref()?.key_fingerprint())
     }
 
     /// Registers an open WebSocket of a login session. Returns `None` when this process has no record of the session.

@@ -190,17 +190,13 @@ impl SignInRequest<'_> {
         let provider = state.provider.clone();
         let user = completed.identity().user_id().to_owned();
         let owner = session_owner(completed.identity());
-        // The sessions of a browser that has signed out have ended, and the new one must not count among them.
-        let has_signed_out =
-            |browser: &Arc<str>| self.state.revocations.has_signed_out(&owner, browser, unix_seconds());
-        if has_signed_out(&cookie.browser())
+        if self.state.revocations.has_signed_out(&owner, &cookie.browser(), unix_seconds())
             && let Some(next) = LoginCookie::new(self.now)
         {
             cookie = next.succeeding(cookie);
         }
-        let browser = completed.browser(&cookie).map(|browser| browser.filter(|browser| !has_signed_out(browser)));
         let (issued, session) =
-            verifier.begin_login_session(completed, browser).ok_or_else(Refusal::session_too_large)?;
+            verifier.begin_login_session(completed, &cookie).ok_or_else(Refusal::session_too_large)?;
         let expires_in = issued.expires_at.saturating_sub(unix_seconds());
         let set_cookie =
             cookie_line(&name, &issued.value, expires_in, &policy.browser).ok_or_else(Refusal::session_too_large)?;

@@ -83,6 +83,22 @@ async fn signing_out_ends_every_session_that_the_browser_has_begun() {
 }
 
 #[tokio::test]
+async fn signing_out_ends_the_sessions_of_tabs_that_had_no_cookie_in_common() {
+    let fixture = Fixture::start("", "").await;
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "of one browser" }));
+    // They were opened at once: each was sent off before any cookie came.
+    let (mut first, mut second) = (fixture.browser(), fixture.browser());
+    first.sign_in(&fixture.provider, "/").await;
+    second.sign_in(&fixture.provider, "/").await;
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "of another browser" }));
+    let mut other = fixture.browser();
+    other.sign_in(&fixture.provider, "/").await;
+    assert_eq!(post(&mut second, OURS, "").await.status, 303);
+    assert_eq!(page(&fixture, &mut first).await, 302);
+    assert_eq!(page(&fixture, &mut other).await, 200);
+}
+
+#[tokio::test]
 async fn signing_out_at_cognito_takes_its_own_parameters() {
     let provider = OpenId::start().await;
     provider.set(|conduct| conduct.id_token = json!({ "token_use": "id" }));
@@ -339,7 +355,9 @@ async fn a_sign_in_in_a_revoked_session_of_the_provider_asks_for_a_new_one() {
     assert_eq!(answer.status, 302, "{}", answer.body);
     let location = Browser::location(&answer);
     assert_eq!(fixture.provider.parameters(&location)["prompt"], "login");
-    assert_eq!(browser.come_back(&fixture.provider.authorize(&location)).await.status, 403);
+    let answer = browser.come_back(&fixture.provider.authorize(&location)).await;
+    assert_eq!((answer.status, answer.field("retry-after")), (503, Some("5")));
+    assert!(answer.body.contains("Your session was ended a moment ago"), "{}", answer.body);
     fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "anew" }));
     assert_eq!(browser.sign_in(&fixture.provider, "/lab").await.status, 303);
 }

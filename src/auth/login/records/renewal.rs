@@ -374,7 +374,7 @@ mod tests {
         let session = BrowserSession {
             id: "a".into(),
             owner: "b".into(),
-            browser: [None, None],
+            browser: None,
             began: 0,
             last_end: end,
             key: print,
