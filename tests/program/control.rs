@@ -195,8 +195,8 @@ async fn event_streams_end_with_their_token_only_where_that_is_said() {
         [("events: { on_expiry: close }\nwebsocket: { grace: 0s }\n", true), ("websocket: { grace: 0s }\n", false)]
     {
         let (fixture, _file) = fixture(more, "").await;
-        // The clock skew of five seconds makes it end in one.
-        let dying = fixture.issuer.token_with("alice", json!({"exp": now() - 4}));
+        // The clock skew of five seconds makes it end in four.
+        let dying = fixture.issuer.token_with("alice", json!({"exp": now() - 1}));
         let mut client = Client::connect(fixture.proxy.address).await;
         client
             .send(format!(
