@@ -2,13 +2,12 @@
 //! checked for every request and every refresh, and never cached.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::kind::check_bound_audience;
 use super::{Identity, Rejection};
-use std::sync::Arc;
-
 use crate::policy::{AllowSpec, Claim, Expected, PathVariables, Requirement, RouteRequirement};
 
 /// The reason why access is denied; for the log.

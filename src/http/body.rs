@@ -1,5 +1,4 @@
-//! Request and response bodies, streamed and never collected. A request body has a size limit and an idle timeout and
-//! records how it ended; a response body holds its upstream connection until it can return to the pool.
+//! The body of a request, streamed and never collected. It has a size limit and an idle timeout, and records how it ended.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};

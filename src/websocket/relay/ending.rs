@@ -4,13 +4,12 @@
 use std::task::Context;
 use std::time::Duration;
 
-use crate::runtime::Moment;
-
 use super::closing::Closing;
 use super::scratch::with_scratch;
 use super::{ClosedBy, Relay, encode_to_client};
 use crate::auth::unix_millis;
 use crate::http::Socket;
+use crate::runtime::Moment;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, close_payload, encode, masking_key};
 use crate::websocket::session::Event;

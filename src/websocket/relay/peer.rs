@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::runtime::Moment;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::Socket;
 use crate::policy::SocketLimits;
+use crate::runtime::Moment;
 
 /// The rate of the slowest supported reader, in bytes per millisecond.
 const SLOWEST: u64 = 8;

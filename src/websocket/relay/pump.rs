@@ -2,12 +2,11 @@
 
 use std::task::{Context, Poll};
 
-use crate::runtime::Moment;
-
 use super::from_client::{FromClientEvent, Reading};
 use super::outgoing::Outgoing;
 use super::scratch::with_scratch;
 use super::{ClosedBy, Relay};
+use crate::runtime::Moment;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Violation, close_code};
 use crate::websocket::session::Event;

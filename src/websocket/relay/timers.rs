@@ -4,14 +4,13 @@
 use std::task::Context;
 use std::time::Duration;
 
-use crate::runtime::Moment;
-
 use super::closing::MESSAGE_END_TIMEOUT;
 use super::ending::LINGER;
 use super::peer::Peer;
 use super::{ClosedBy, Relay};
 use crate::auth::unix_millis;
 use crate::policy::SocketLimits;
+use crate::runtime::Moment;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, PING, encode, masking_key};
 use crate::websocket::session::Event;
