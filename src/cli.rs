@@ -21,7 +21,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::output::{print, print_error, print_line};
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
-use crate::policy;
+use crate::policy::{self, Policy};
 use crate::reload::LoadedPolicy;
 
 /// A failure of usage or configuration.
@@ -168,7 +168,7 @@ struct CheckArguments {
     online: bool,
 }
 
-const CHECK_EXAMPLES: &str = "It prints the policy: rules in order, which are public, headers, providers, and how each upstream is protected from direct access. It takes the configuration flags of `vestibule run` too.
+const CHECK_EXAMPLES: &str = "It prints the policy: rules in order, which are public, headers, providers, and how each upstream is protected from direct access. It loads the certificates of TLS listeners as the start does. It takes the configuration flags of `vestibule run` too.
 
 Exit code 0: valid; 2: the configuration is wrong; with --online 1: a provider is.
 
@@ -418,6 +418,15 @@ fn policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
 ) -> Result<LoadedPolicy, Report> {
+    inspected_policy(arguments, adjust, |_| Vec::new())
+}
+
+/// Loads and validates the configuration like [`policy`]. If it is valid, `inspect` can add further errors.
+fn inspected_policy(
+    arguments: &ConfigArguments,
+    adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
+    inspect: impl FnOnce(&Policy) -> Vec<Finding>,
+) -> Result<LoadedPolicy, Report> {
     let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
     let mut findings = adjust(&mut loaded);
     let name = format!("{} ({})", loaded.source, loaded.digest);
@@ -425,6 +434,7 @@ fn policy(
     let mut validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
     if let Ok(policy) = &mut validated {
         loaded.locate(&mut policy.warnings);
+        findings.extend(inspect(policy));
     }
     let changed_keys = loaded.changed_keys();
     let policy = loaded.conclude(validated, findings)?;

@@ -23,6 +23,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::LastToken;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, TLS_STATE_BYTES};
+use crate::config::Finding;
 use crate::drain::Drain;
 use crate::http::{ClientStream, Connection, LingerLimit, Refusal, RequestPhase, Socket, set_tcp_options};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
@@ -57,6 +58,16 @@ pub enum ListenError {
     /// The listener's certificate cannot be used.
     #[error("listen.tls: {0}")]
     Certificate(#[from] CertificateError),
+}
+
+/// Loads the certificates of the listeners, and returns what is wrong with them.
+#[must_use]
+pub fn check_certificates(policy: &Policy) -> Vec<Finding> {
+    let found = policy.listen.iter().enumerate().filter_map(|(index, listen)| {
+        let error = tls::check(listen.tls.as_ref()?).err()?;
+        Some(Finding::new(format!("listen[{index}].tls"), error.to_string()))
+    });
+    found.collect()
 }
 
 fn hint(source: &io::Error) -> &'static str {

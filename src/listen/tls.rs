@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _, SectionKind};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::rustls::{self, InconsistentKeys, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{FILE_BYTES, read_bounded};
@@ -51,10 +51,20 @@ pub enum CertificateError {
         /// The parser's error.
         source: pem::Error,
     },
-    /// Certificate and key do not match, or the kind of key is not supported.
+    /// The key is not that of the certificate.
+    #[error(
+        "the key in {key} does not belong to the certificate in {certificate}; name the key that the certificate was issued for, or get a certificate for this key"
+    )]
+    Mismatch {
+        /// The path of the certificate's file.
+        certificate: String,
+        /// The path of the key's file.
+        key: String,
+    },
+    /// The certificate cannot be parsed, or the kind of key is not supported.
     #[error("{path}: {source}")]
     Unusable {
-        /// The path of the certificate's file.
+        /// The path of the file.
         path: String,
         /// The TLS library's error.
         source: rustls::Error,
@@ -69,6 +79,14 @@ impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }
+}
+
+/// Loads a certificate as the start does.
+///
+/// # Errors
+/// Returns an error when the certificate cannot be used.
+pub(super) fn check(files: &CertificateFiles) -> Result<(), CertificateError> {
+    load(files).map(|_| ())
 }
 
 /// Loads a certificate and makes an acceptor that uses it. A task replaces it when its files change, until `closing`
@@ -171,11 +189,19 @@ fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError>
     if chain.is_empty() {
         return Err(CertificateError::NoPem { path: certificate, what: "certificate" });
     }
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
-        .map_err(|_| CertificateError::NoPem { path: key, what: "private key" })?;
-    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
-        .map(Arc::new)
-        .map_err(|source| CertificateError::Unusable { path: certificate, source })
+    let private_key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
+        .map_err(|_| CertificateError::NoPem { path: key.clone(), what: "private key" })?;
+    let signing_key = match aws_lc_rs::default_provider().key_provider.load_private_key(private_key) {
+        Ok(signing_key) => signing_key,
+        Err(source) => return Err(CertificateError::Unusable { path: key, source }),
+    };
+    let certified = CertifiedKey::new(chain, signing_key);
+    match certified.keys_match() {
+        // The public half of some keys is unknown.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::Mismatch { certificate, key }),
+        Err(source) => Err(CertificateError::Unusable { path: certificate, source }),
+    }
 }
 
 /// Returns the certificates in a file in PEM, or the error in one with the line up to which it was read.

@@ -160,6 +160,13 @@ async fn tls_on_the_listener_speaks_http_1_and_follows_its_certificate() {
     assert!(connect(successor.connector(&[])).await.is_ok());
 }
 
+/// The error about a key that belongs to another certificate.
+fn mismatch(certificate: &str, key: &str) -> String {
+    format!(
+        "the key in {key} does not belong to the certificate in {certificate}; name the key that the certificate was issued for, or get a certificate for this key"
+    )
+}
+
 #[tokio::test]
 async fn a_certificate_that_is_no_good_stops_the_start() {
     let authority = Authority::new();
@@ -167,7 +174,7 @@ async fn a_certificate_that_is_no_good_stops_the_start() {
     let (certificate, key, other) = (TempFile::new(&certificate), TempFile::new(&key), TempFile::new(&other));
     let (certificate, key, other) = (certificate.path(), key.path(), other.path());
     for (certificate, key, code, expected) in [
-        (certificate, other, 1, "listen.tls: "),
+        (certificate, other, 1, &*format!("listen.tls: {}", mismatch(certificate, other))),
         (key, key, 1, "no certificate in PEM"),
         (certificate, certificate, 1, "no private key in PEM"),
         // The check of the configuration refuses it before anything is started.
@@ -181,6 +188,31 @@ async fn a_certificate_that_is_no_good_stops_the_start() {
         assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(said.contains(expected), "{said}");
     }
+}
+
+#[tokio::test]
+async fn check_loads_the_certificates_of_the_listeners() {
+    let authority = Authority::new();
+    let ((certificate, key), (_, other)) = (authority.issue("localhost"), authority.issue("localhost"));
+    let (certificate, key, other) = (TempFile::new(&certificate), TempFile::new(&key), TempFile::new(&other));
+    let (certificate, key, other) = (certificate.path(), key.path(), other.path());
+    let tls = |key: &str| format!("tls: {{ certificate_file: \"{certificate}\", key_file: \"{key}\" }}");
+    let rest = "admin: null\nupstream: http://127.0.0.1:1\nroutes: [{ path: /**, auth: none }]\n";
+    let check = |listen: &str| {
+        let file = TempFile::new(&format!("{listen}{rest}"));
+        let output = command().args(["check", "--config", file.path()]).output().expect("runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).replace(file.path(), "FILE"))
+    };
+    let listener = |key: &str| format!("  - {{ address: \"127.0.0.1:0\", {} }}\n", tls(key));
+    let (code, text) = check(&format!("listen:\n{}{}", listener(key), listener(key)));
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = check(&format!("listen:\n{}{}", listener(key), listener(other)));
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains(&format!("FILE:3:36 listen[1].tls: {}", mismatch(certificate, other))), "{text}");
+    let (code, text) = check(&format!("listen:\n{}", listener(certificate)));
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains(&format!("FILE:2:36 listen[0].tls: {certificate}: no private key in PEM")), "{text}");
 }
 
 #[tokio::test]
