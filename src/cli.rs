@@ -421,11 +421,11 @@ fn policy(
     inspected_policy(arguments, adjust, |_| Vec::new())
 }
 
-/// Loads and validates the configuration like [`policy`]. If it is valid, `inspect` can add further errors.
+/// Loads and validates the configuration like [`policy`]. If it is valid, `inspect` can add further errors and warnings.
 fn inspected_policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
-    inspect: impl FnOnce(&Policy) -> Vec<Finding>,
+    inspect: impl FnOnce(&mut Policy) -> Vec<Finding>,
 ) -> Result<LoadedPolicy, Report> {
     let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
     let mut findings = adjust(&mut loaded);
@@ -433,8 +433,8 @@ fn inspected_policy(
     let (digest, file) = (loaded.digest.clone(), loaded.file.clone());
     let mut validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
     if let Ok(policy) = &mut validated {
-        loaded.locate(&mut policy.warnings);
         findings.extend(inspect(policy));
+        loaded.locate(&mut policy.warnings);
     }
     let changed_keys = loaded.changed_keys();
     let policy = loaded.conclude(validated, findings)?;

@@ -2,6 +2,7 @@
 //! drains.
 
 mod accepted_socket;
+mod expiry;
 #[cfg(test)]
 mod model;
 mod tls;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::auth::LastToken;
+use crate::auth::{LastToken, unix_seconds};
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, TLS_STATE_BYTES};
 use crate::config::Finding;
 use crate::drain::Drain;
@@ -60,14 +61,21 @@ pub enum ListenError {
     Certificate(#[from] CertificateError),
 }
 
-/// Loads the certificates of the listeners, and returns what is wrong with them.
-#[must_use]
-pub fn check_certificates(policy: &Policy) -> Vec<Finding> {
-    let found = policy.listen.iter().enumerate().filter_map(|(index, listen)| {
-        let error = tls::check(listen.tls.as_ref()?).err()?;
-        Some(Finding::new(format!("listen[{index}].tls"), error.to_string()))
-    });
-    found.collect()
+/// Loads the certificates of the listeners, and returns what is wrong with them. Adds a warning to the policy for each one
+/// that has expired, or does so soon.
+pub fn check_certificates(policy: &mut Policy) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (index, listen) in policy.listen.iter().enumerate() {
+        let Some(files) = &listen.tls else { continue };
+        let at = |message| Finding::new(format!("listen[{index}].tls"), message);
+        match tls::check(files) {
+            Ok(expiry) => {
+                policy.warnings.extend(expiry.warning(&files.certificate, unix_seconds()).map(at));
+            }
+            Err(error) => found.push(at(error.to_string())),
+        }
+    }
+    found
 }
 
 fn hint(source: &io::Error) -> &'static str {
@@ -142,8 +150,9 @@ impl Listeners {
     /// # Errors
     /// Returns an error when a certificate cannot be used.
     pub fn serve(self, state: &Arc<ProxyState>, workers: &Workers) -> Result<(), ListenError> {
+        let mut certificates = Certificates::of(&self.0, state);
         for BoundListener { name, socket, tls } in self.0 {
-            let tls = tls.map(|files| tls::acceptor(&files, state.drain.closing_token())).transpose()?;
+            let tls = tls.map(|files| certificates.acceptor(files, state)).transpose()?;
             let acceptor = Acceptor {
                 state: Arc::clone(state),
                 workers: workers.clone(),
@@ -154,6 +163,32 @@ impl Listeners {
             tokio::spawn(acceptor.accept(socket));
         }
         Ok(())
+    }
+}
+
+/// The certificates of the listeners. Each is loaded once, however many listeners have it, so that one task watches it.
+struct Certificates {
+    /// The metrics of the listeners with TLS.
+    expiries: Vec<(CertificateFiles, Gauge)>,
+    loaded: Vec<(CertificateFiles, TlsAcceptor)>,
+}
+
+impl Certificates {
+    fn of(listeners: &[BoundListener], state: &ProxyState) -> Self {
+        let expiry =
+            |bound: &BoundListener| Some((bound.tls.clone()?, state.metrics.certificate_not_after(&bound.name)));
+        Self { expiries: listeners.iter().filter_map(expiry).collect(), loaded: Vec::new() }
+    }
+
+    fn acceptor(&mut self, files: CertificateFiles, state: &ProxyState) -> Result<TlsAcceptor, CertificateError> {
+        if let Some((_, acceptor)) = self.loaded.iter().find(|(known, _)| *known == files) {
+            return Ok(acceptor.clone());
+        }
+        let expiries = self.expiries.iter().filter(|(of, _)| *of == files);
+        let gauges = expiries.map(|(_, gauge)| gauge.clone()).collect();
+        let acceptor = tls::acceptor(&files, gauges, state.drain.closing_token())?;
+        self.loaded.push((files, acceptor.clone()));
+        Ok(acceptor)
     }
 }
 

@@ -2,6 +2,7 @@
 //! in URLs, and the current policy. It shows no token and no user id.
 
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::StatusCode;
 
@@ -16,6 +17,8 @@ use crate::small_server::{FullResponse, text_response};
 
 /// The time after which a browser reloads the page, in seconds.
 const REFRESH_SECONDS: u32 = 10;
+/// The time before a certificate expires from which it is marked.
+const CERTIFICATE_SOON: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// The maximum number of rows in the table of tokens in URLs.
 const MAX_QUERY_TOKEN_ROWS: usize = 20;
 
@@ -41,6 +44,7 @@ fn html(state: &ProxyState, runtime: &Runtime) -> String {
         let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", state.drain.tracked_count());
     }
     traffic(&mut body, state);
+    certificates(&mut body, state, runtime);
     upstreams(&mut body, runtime);
     providers(&mut body, runtime);
     if let Some(instances) = &state.instances {
@@ -71,6 +75,35 @@ fn traffic(body: &mut String, state: &ProxyState) {
     let now = unix_seconds();
     let (requests, refusals) = (state.traffic.requests.count(now), state.traffic.refusals.count(now));
     let _ = writeln!(body, "<p>In the last minute: requests {requests}, refusals {refusals}.</p>");
+}
+
+/// Says when the certificate of each listener with TLS expires.
+fn certificates(body: &mut String, state: &ProxyState, runtime: &Runtime) {
+    let listeners: Vec<_> = runtime.policy.listen.iter().filter(|listen| listen.tls.is_some()).collect();
+    if listeners.is_empty() {
+        return;
+    }
+    body.push_str("<h2>Certificates</h2>\n");
+    let now = unix_seconds();
+    for listen in listeners {
+        let (sentence, is_bad) =
+            certificate_sentence(state.metrics.certificate_not_after(&listen.written).get().cast_unsigned(), now);
+        let class = if is_bad { " class=\"bad\"" } else { "" };
+        let _ = writeln!(body, "<p{class}><strong>{}</strong> {sentence}</p>", Escaped(&listen.written));
+    }
+}
+
+/// Describes in a sentence when a certificate expires, a Unix time in seconds, and returns whether it should be replaced.
+fn certificate_sentence(not_after: u64, now: u64) -> (String, bool) {
+    if not_after == 0 {
+        return ("has a certificate whose validity cannot be read; clients refuse it.".to_owned(), true);
+    }
+    let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(not_after));
+    if now > not_after {
+        (format!("has a certificate that expired on {date}; clients refuse it."), true)
+    } else {
+        (format!("has a certificate that expires on {date}."), not_after - now <= CERTIFICATE_SOON.as_secs())
+    }
 }
 
 fn upstreams(body: &mut String, runtime: &Runtime) {
@@ -209,9 +242,28 @@ fn query_tokens(body: &mut String, state: &ProxyState) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn a_certificate_is_described_in_a_sentence() {
+        let year = 1_767_225_600;
+        let soon = year - CERTIFICATE_SOON.as_secs();
+        for (not_after, now, expected, is_bad) in [
+            (year, soon - 1, "has a certificate that expires on Thu, 01 Jan 2026 00:00:00 GMT.", false),
+            (year, soon, "has a certificate that expires on Thu, 01 Jan 2026 00:00:00 GMT.", true),
+            (
+                year,
+                year + 1,
+                "has a certificate that expired on Thu, 01 Jan 2026 00:00:00 GMT; clients refuse it.",
+                true,
+            ),
+            // The last moment that a certificate can name.
+            (253_402_300_799, year, "has a certificate that expires on Fri, 31 Dec 9999 23:59:59 GMT.", false),
+            (0, year, "has a certificate whose validity cannot be read; clients refuse it.", true),
+        ] {
+            assert_eq!(certificate_sentence(not_after, now), (expected.to_owned(), is_bad));
+        }
+    }
 
     #[test]
     fn an_upstream_is_described_in_a_sentence() {

@@ -1,11 +1,12 @@
 //! The certificate of a listener: loaded at start and again when its files change. If a new one cannot be loaded,
-//! the current one is kept. ALPN offers HTTP/1.1 only.
+//! the current one is kept. Its expiry is watched. ALPN offers HTTP/1.1 only.
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _, SectionKind};
@@ -15,6 +16,7 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, InconsistentKeys, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
+use super::expiry::{CertificateExpiry, ExpiryWatch};
 use crate::config::{FILE_BYTES, read_bounded};
 use crate::file_work::{FILE_LIMIT, FileWork};
 use crate::policy::CertificateFiles;
@@ -81,21 +83,25 @@ impl ResolvesServerCert for CurrentCertificate {
     }
 }
 
-/// Loads a certificate as the start does.
+/// Loads a certificate as the start does, and returns when it expires.
 ///
 /// # Errors
 /// Returns an error when the certificate cannot be used.
-pub(super) fn check(files: &CertificateFiles) -> Result<(), CertificateError> {
-    load(files).map(|_| ())
+pub(super) fn check(files: &CertificateFiles) -> Result<CertificateExpiry, CertificateError> {
+    load(files).map(|loaded| loaded.expiry)
 }
 
 /// Loads a certificate and makes an acceptor that uses it. A task replaces it when its files change, until `closing`
-/// is cancelled.
+/// is cancelled. `gauges` get the time when the current one expires.
 ///
 /// # Errors
 /// Returns an error when the certificate cannot be used.
-pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> Result<TlsAcceptor, CertificateError> {
-    let current = reloading(files, closing)?;
+pub(super) fn acceptor(
+    files: &CertificateFiles,
+    gauges: Vec<Gauge>,
+    closing: CancellationToken,
+) -> Result<TlsAcceptor, CertificateError> {
+    let current = reloading(files, gauges, closing)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -108,12 +114,15 @@ pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> 
 /// Loads a certificate that a task replaces when its files change.
 fn reloading(
     files: &CertificateFiles,
+    gauges: Vec<Gauge>,
     closing: CancellationToken,
 ) -> Result<Arc<CurrentCertificate>, CertificateError> {
     // Before the files are read, so that no later change is missed.
     let loaded = modification_marks(files);
-    let current = Arc::new(CurrentCertificate(ArcSwap::from(load(files)?)));
-    tokio::spawn(reload_on_change(Arc::new(files.clone()), loaded, Arc::clone(&current), closing));
+    let LoadedCertificate { key, expiry } = load(files)?;
+    let current = Arc::new(CurrentCertificate(ArcSwap::from(key)));
+    let watch = ExpiryWatch::start(&files.certificate, gauges, expiry);
+    tokio::spawn(reload_on_change(Arc::new(files.clone()), loaded, Arc::clone(&current), watch, closing));
     Ok(current)
 }
 
@@ -124,6 +133,7 @@ async fn reload_on_change(
     files: Arc<CertificateFiles>,
     mut loaded: Marks,
     current: Arc<CurrentCertificate>,
+    mut watch: ExpiryWatch,
     closing: CancellationToken,
 ) {
     let (mut checking, mut loading) = (FileWork::default(), FileWork::default());
@@ -133,6 +143,7 @@ async fn reload_on_change(
             () = closing.cancelled() => return,
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
+        watch.warn_if_due();
         let (checked, read) = (Arc::clone(&files), Arc::clone(&files));
         let read = match checking.run(FILE_LIMIT, move || modification_marks(&checked)).await {
             Ok(found) if found == loaded => continue,
@@ -155,9 +166,10 @@ async fn reload_on_change(
         };
         is_late = false;
         match read {
-            Ok(key) => {
+            Ok(LoadedCertificate { key, expiry }) => {
                 current.0.store(key);
                 tracing::info!(file = %files.certificate.display(), "certificate reloaded");
+                watch.replace(expiry);
             }
             // One file may have been replaced before the other, so that the next check tries again.
             Err(error) => {
@@ -175,7 +187,14 @@ fn modification_marks(files: &CertificateFiles) -> Marks {
     Some([mark_of(&files.certificate).ok()?, mark_of(&files.key).ok()?])
 }
 
-fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError> {
+/// A certificate that can be used, and when it expires.
+#[derive(Debug)]
+struct LoadedCertificate {
+    key: Arc<CertifiedKey>,
+    expiry: CertificateExpiry,
+}
+
+fn load(files: &CertificateFiles) -> Result<LoadedCertificate, CertificateError> {
     let read = |path: &std::path::Path| {
         let whole = read_bounded(path, FILE_BYTES).and_then(|bytes| bytes.ok_or(io::Error::other("larger than 1 MiB")));
         whole.map_err(|source| CertificateError::Io { path: path.display().to_string(), source })
@@ -186,9 +205,10 @@ fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError>
         line,
         source,
     })?;
-    if chain.is_empty() {
+    let Some(leaf) = chain.first() else {
         return Err(CertificateError::NoPem { path: certificate, what: "certificate" });
-    }
+    };
+    let expiry = CertificateExpiry::of(leaf);
     let private_key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
         .map_err(|_| CertificateError::NoPem { path: key.clone(), what: "private key" })?;
     let signing_key = match aws_lc_rs::default_provider().key_provider.load_private_key(private_key) {
@@ -198,7 +218,9 @@ fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError>
     let certified = CertifiedKey::new(chain, signing_key);
     match certified.keys_match() {
         // The public half of some keys is unknown.
-        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
+            Ok(LoadedCertificate { key: Arc::new(certified), expiry })
+        }
         Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::Mismatch { certificate, key }),
         Err(source) => Err(CertificateError::Unusable { path: certificate, source }),
     }
@@ -262,7 +284,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_certificate_that_is_replaced_while_it_is_loaded_is_not_missed() {
         let files = TestFiles::new("replaced");
-        let current = reloading(&files.0, CancellationToken::new()).expect("usable");
+        let current = reloading(&files.0, Vec::new(), CancellationToken::new()).expect("usable");
         let before = current.0.load_full();
         // The task that watches the files has not run yet.
         files.replace(&[&["localhost", "another.example"]], "");
@@ -280,7 +302,7 @@ mod tests {
         let pem = std::fs::read_to_string(&files.0.certificate).expect("read");
         let lines = pem.lines().count();
         files.replace(&[&["localhost"], &["intermediate"]], "and a comment");
-        assert_eq!(load(&files.0).expect("usable").cert.len(), 2);
+        assert_eq!(load(&files.0).expect("usable").key.cert.len(), 2);
         let broken = "-----BEGIN CERTIFICATE-----\nMII*\n-----END CERTIFICATE-----\n";
         for (broken, line) in [
             (broken.to_owned() + &pem, lines + 3),

@@ -114,6 +114,7 @@ pub struct Metrics {
     pub sockets: Sockets,
     limited: Family<Limit, Counter>,
     connections: Family<OfListener, Gauge>,
+    certificates: Family<OfListener, Gauge>,
     reloads: Family<Outcome, Counter>,
     config: Family<Version, Gauge>,
     draining: Gauge,
@@ -129,6 +130,7 @@ impl Default for Metrics {
         let shared = SharedMetrics::registered(registry);
         let (limited, connections) = (Family::<Limit, Counter>::default(), Family::<OfListener, Gauge>::default());
         let (reloads, config) = (Family::<Outcome, Counter>::default(), Family::<Version, Gauge>::default());
+        let certificates = Family::<OfListener, Gauge>::default();
         let (build, draining) = (Family::<Build, Gauge>::default(), Gauge::default());
         for limit in LIMITS {
             limited.get_or_create_owned(&Limit { limit });
@@ -139,6 +141,8 @@ impl Default for Metrics {
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION"), revision: REVISION }).set(1);
         registry.register("limited", "Requests and connections that were refused at a limit", limited.clone());
         registry.register("connections_open", "Client connections, including sockets", connections.clone());
+        let at = "Time when the certificate of a listener expires";
+        registry.register("certificate_not_after_timestamp_seconds", at, certificates.clone());
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
         registry.register("config_info", "The current configuration", config.clone());
         registry.register("build_info", "Version and revision of this program", build);
@@ -152,6 +156,7 @@ impl Default for Metrics {
             sockets,
             limited,
             connections,
+            certificates,
             reloads,
             config,
             draining,
@@ -178,6 +183,12 @@ impl Metrics {
     #[must_use]
     pub fn connections(&self, listener: &str) -> Gauge {
         self.connections.get_or_create_owned(&OfListener { listener: listener.into() })
+    }
+
+    /// Returns the Unix time, in seconds, when the certificate of a listener with TLS expires. 0 if that cannot be read.
+    #[must_use]
+    pub fn certificate_not_after(&self, listener: &str) -> Gauge {
+        self.certificates.get_or_create_owned(&OfListener { listener: listener.into() })
     }
 
     /// Sets the digest of the current configuration.

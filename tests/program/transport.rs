@@ -216,6 +216,67 @@ async fn check_loads_the_certificates_of_the_listeners() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_expires_is_said_in_the_log_the_check_the_metrics_and_the_status() {
+    const DAY: u64 = 86_400;
+    let (authority, now) = (Authority::new(), crate::support::now());
+    let (expired, soon) = (now - 665 * DAY - 3_600, now + 3 * DAY + 3_600);
+    let (certificate, key) = authority.issue_until("localhost", expired);
+    let (certificate, key) = (TempFile::new(&certificate), TempFile::new(&key));
+    let tls = format!("tls: {{ certificate_file: \"{}\", key_file: \"{}\" }}", certificate.path(), key.path());
+    // Two listeners with one certificate, which is said once.
+    let yaml = format!(
+        "listen: [{{ address: \"127.0.0.1:0\", {tls} }}, {{ address: \"localhost:0\", {tls} }}]\nadmin: {{ listen: \"127.0.0.1:0\" }}\nupstream: http://127.0.0.1:1\nroutes: [{{ path: /**, auth: none }}]\n"
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let admin = proxy.admin();
+    let metrics = |end: u64| {
+        let metric =
+            |listener| format!("vestibule_certificate_not_after_timestamp_seconds{{listener=\"{listener}\"}} {end}");
+        ["127.0.0.1:0", "localhost:0"].map(metric)
+    };
+    let says = |what: &str| {
+        format!(
+            "the certificate in {} {what}: replace the file by a renewed one, which is loaded without a restart",
+            certificate.path()
+        )
+    };
+    let warning = says("expired 665 days ago; clients refuse it");
+    let line = proxy.logged("the warning", |line| line.contains(&warning)).await;
+    assert!(line.contains("\"level\":\"warn\""), "{line}");
+    assert_eq!(proxy.log().iter().filter(|line| line.contains(&warning)).count(), 1);
+    let text = get(admin, "/metrics", &[]).await.body;
+    assert!(metrics(expired).iter().all(|metric| text.lines().any(|line| line == metric)), "{text}");
+    let page = get(admin, "/status", &[]).await.body;
+    let sentence = "<p class=\"bad\"><strong>localhost:0</strong> has a certificate that expired on ";
+    assert!(page.contains(sentence), "{page}");
+    let check = || {
+        let file = TempFile::new(&yaml);
+        let output = command().args(["check", "--config", file.path()]).output().expect("runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for index in [0, 1] {
+        let text = check();
+        let named = format!("listen[{index}].tls: {warning}");
+        assert!(text.lines().any(|line| line.starts_with("  warning     ") && line.ends_with(&named)), "{text}");
+    }
+    // A renewed certificate, which expires soon.
+    let (pem, new_key) = authority.issue_until("localhost", soon);
+    std::fs::write(&certificate.0, pem).expect("written");
+    std::fs::write(&key.0, new_key).expect("written");
+    let warning = says("expires in 3 days");
+    proxy.logged("the next warning", |line| line.contains(&warning)).await;
+    let text = get(admin, "/metrics", &[]).await.body;
+    assert!(metrics(soon).iter().all(|metric| text.lines().any(|line| line == metric)), "{text}");
+    assert!(check().contains(&warning), "{}", check());
+    // One that has longer is not warned of.
+    let (pem, new_key) = authority.issue_until("localhost", now + 8 * DAY);
+    std::fs::write(&certificate.0, pem).expect("written");
+    std::fs::write(&key.0, new_key).expect("written");
+    assert!(!check().contains("the certificate in"), "{}", check());
+}
+
+#[tokio::test]
 async fn an_unfinished_tls_handshake_does_not_hold_the_drain() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");

@@ -27,8 +27,18 @@ impl Authority {
 
     /// Certificate and key for a name, both PEM.
     pub fn issue(&self, name: &str) -> (String, String) {
+        self.issue_params(CertificateParams::new(vec![name.to_owned()]).expect("params"))
+    }
+
+    /// Issues like [`Self::issue`] a certificate that is valid until a Unix time, in seconds.
+    pub fn issue_until(&self, name: &str, end: u64) -> (String, String) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("params");
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(end);
+        self.issue_params(params)
+    }
+
+    fn issue_params(&self, params: CertificateParams) -> (String, String) {
         let key = KeyPair::generate().expect("key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("params");
         let certificate = params.signed_by(&key, &self.0).expect("signed");
         (certificate.pem(), key.serialize_pem())
     }
