@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Finding;
 use crate::file_work::{FILE_LIMIT, FileWork};
@@ -74,8 +74,10 @@ pub fn load_watched<E>(
         let known = if read == files {
             before
         } else if read.iter().any(|file| !file.is_file()) {
-            // A pipe can be read once.
-            fingerprints(&read)
+            // A pipe can be read once, so what was not expected is watched from now on.
+            let known_before = |file| files.iter().position(|expected| expected == file).map(|at| before[at]);
+            let after = fingerprints(&read);
+            read.iter().zip(after).map(|(file, after)| known_before(file).unwrap_or(after)).collect()
         } else if loads < MOST_LOADS {
             files = read;
             continue;
@@ -203,9 +205,18 @@ impl Reload {
         // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of
         // providers and upstreams read the certificates that the system trusts.
         let state = Arc::clone(&self.state);
-        let replacing = tokio::task::spawn_blocking(move || state.replace(loaded_policy.policy));
+        let mut replacing = tokio::task::spawn_blocking(move || state.replace(loaded_policy.policy));
+        let replaced = match timeout(FILE_LIMIT, &mut replacing).await {
+            Ok(replaced) => replaced,
+            Err(_) => {
+                tracing::warn!(
+                    "the certificates that the configuration and the system trust are not read within 10 s; check whether their file systems answer"
+                );
+                replacing.await
+            }
+        };
         // The text of the error differs each time, and the reason must not, or each attempt would be reported.
-        replacing.await.map_err(|panic| {
+        replaced.map_err(|panic| {
             tracing::debug!(error = %panic, "putting the configuration in force failed");
             "internal error while the configuration was put in force".to_owned()
         })?;

@@ -8,7 +8,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::auth::login::{Login, LoginSession, Logins};
-use crate::auth::{BrowserSession, OpenedSessionCookie, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
+use crate::auth::{
+    BrowserSession, OpenedSessionCookie, Revocation, SessionCookie, SignOutLimits, unix_millis, unix_seconds,
+};
 use crate::http::{ClientAddress, Refusal};
 use crate::runtime::{NotSaved, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Audit, AuditEvent, LogoutOutcome, in_current_request};
@@ -49,8 +51,13 @@ pub(super) async fn sign_out(
     let (mut location, mut failure) = (None, None);
     for cookie in cookies {
         let Some(opened) = verifier.open_session_cookie(cookie) else { continue };
-        let ended = end_session(state, runtime, &opened.session.with_its_browser(unix_seconds())).await;
-        let record = end_at_provider(state, runtime, &opened, deadline).await;
+        let opened = Arc::new(opened);
+        let ending = end_with_its_browser(Arc::clone(state), Arc::clone(runtime), Arc::clone(&opened), deadline);
+        // In a task of its own: a client that leaves meanwhile must not keep anything open.
+        let (ended, record) = tokio::spawn(in_current_request(ending)).await.unwrap_or_else(|panic| {
+            tracing::error!(error = %panic, "ending a session failed");
+            (Err(Refusal::not_signed_out("internal error")), None)
+        });
         let user = record.as_ref().map(|record| record.identity().user_id().to_owned());
         let user = user.or_else(|| opened.user.clone());
         let (digest, address) = (opened.session.digest(), client.address.to_string());
@@ -65,10 +72,7 @@ pub(super) async fn sign_out(
             Err(refusal) if !refusal.is_in_force => {
                 Audit { reason: Some(&refusal.reason), ..audit }.log(AuditEvent::SignOutFailed);
             }
-            Ok(()) | Err(_) => {
-                audit.log(AuditEvent::SignOut);
-                end_others_of_browser(state, runtime, &opened.session, record.as_deref()).await;
-            }
+            Ok(()) | Err(_) => audit.log(AuditEvent::SignOut),
         }
         if user.is_some() {
             line.user.clone_from(&user);
@@ -94,6 +98,39 @@ pub(super) async fn sign_out(
     failure.map_or(Ok(location), Err)
 }
 
+/// Ends a session and the others that its user began in the same browser, here first, then at the provider. Of others
+/// with another login cookie it ends those of which this instance has the record. Returns the record of the session.
+///
+/// # Errors
+/// Returns 503 when the end could not be recorded.
+async fn end_with_its_browser(
+    state: Arc<ProxyState>,
+    runtime: Arc<Runtime>,
+    opened: Arc<OpenedSessionCookie>,
+    deadline: Instant,
+) -> (Result<(), Refusal>, Option<Arc<LoginSession>>) {
+    let _until_done = state.drain.track();
+    let (session, now) = (&opened.session, unix_seconds());
+    let mut revocations = Vec::new();
+    let ended = record_end(&state, &runtime, &session.with_its_browser(now)).map(|kept| revocations.extend(kept));
+    if let Some(logins) = runtime.verifier.logins() {
+        for other in logins.sessions.others_of_browser(session, &opened.provider, opened.session_at_provider()) {
+            let other_session = &other.session;
+            // A failure is logged where it happens, and then the record alone says that the session has ended.
+            if !state.revocations.is_ended(other_session, now)
+                && let Ok(kept) = record_end(&state, &runtime, &other_session.with_its_browser(now))
+            {
+                revocations.extend(kept);
+            }
+            drop_record(&state, logins, other_session);
+            drop(remove_record(logins, &other));
+        }
+    }
+    let saved = save(&state, revocations).await;
+    let record = end_at_provider(&state, &runtime, &opened, deadline).await;
+    (ended.and(saved), record)
+}
+
 /// Ends a session at the proxy until the last of its cookies expires, whether or not provider and policy accept it now:
 /// they may accept it later.
 ///
@@ -104,7 +141,14 @@ pub(super) async fn end_session(
     runtime: &Runtime,
     session: &BrowserSession,
 ) -> Result<(), Refusal> {
-    let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(()) };
+    let revocation = record_end(state, runtime, session)?;
+    save(state, revocation.into_iter().collect()).await
+}
+
+/// Records the end of a session, which is in force when this returns and is to be saved; `None` if all its cookies have
+/// expired.
+fn record_end(state: &ProxyState, runtime: &Runtime, session: &BrowserSession) -> Result<Option<Revocation>, Refusal> {
+    let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(None) };
     let limits = &runtime.policy.limits;
     let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
     let mut revocation = None;
@@ -123,8 +167,14 @@ pub(super) async fn end_session(
             break;
         }
     }
-    let Some(revocation) = revocation else { return Ok(()) };
-    state.enforce_and_save(vec![revocation]).await.map_err(|error| {
+    Ok(revocation)
+}
+
+async fn save(state: &ProxyState, revocations: Vec<Revocation>) -> Result<(), Refusal> {
+    if revocations.is_empty() {
+        return Ok(());
+    }
+    state.enforce_and_save(revocations).await.map_err(|error| {
         error.log();
         not_saved(&error)
     })
@@ -161,15 +211,7 @@ pub(super) async fn end_at_provider(
     deadline: Instant,
 ) -> Option<Arc<LoginSession>> {
     let logins = runtime.verifier.logins()?;
-    let session = &opened.session;
-    let known = if state.revocations.is_ended(session, unix_seconds()) {
-        logins.sessions.forget(&session.id)
-    } else {
-        // Without a recorded sign-out only the record prevents the cookie from being accepted.
-        logins.sessions.mark_ended(&session.id)
-    };
-    state.notifier.notify();
-    let record = match known {
+    let record = match drop_record(state, logins, &opened.session) {
         Some(known) => known,
         None => runtime.verifier.login_record_of(opened).await?,
     };
@@ -190,28 +232,16 @@ fn remove_record(logins: &Logins, record: &Arc<LoginSession>) -> JoinHandle<()> 
     }))
 }
 
-/// Ends the other sessions that a user who has signed out began in the same browser, with their refresh tokens. Those of
-/// which another instance has the record have ended by then if they share the login cookie.
-async fn end_others_of_browser(
-    state: &ProxyState,
-    runtime: &Runtime,
-    session: &BrowserSession,
-    record: Option<&LoginSession>,
-) {
-    let Some(logins) = runtime.verifier.logins() else { return };
-    for other in logins.sessions.others_of_browser(session, record) {
-        if other.session.browser != session.browser {
-            // A failure is logged where it happens, and then the record alone says that the session has ended.
-            let _ = end_session(state, runtime, &other.session.with_its_browser(unix_seconds())).await;
-        }
-        if state.revocations.is_ended(&other.session, unix_seconds()) {
-            logins.sessions.forget(&other.session.id);
-        } else {
-            logins.sessions.mark_ended(&other.session.id);
-        }
-        state.notifier.notify();
-        drop(remove_record(logins, &other));
-    }
+/// Drops this instance's record of a session that has ended, and returns it.
+fn drop_record(state: &ProxyState, logins: &Logins, session: &BrowserSession) -> Option<Arc<LoginSession>> {
+    let known = if state.revocations.is_ended(session, unix_seconds()) {
+        logins.sessions.forget(&session.id)
+    } else {
+        // Without a recorded sign-out only the record prevents the cookie from being accepted.
+        logins.sessions.mark_ended(&session.id)
+    };
+    state.notifier.notify();
+    known
 }
 
 /// Returns the provider's sign-out page, if the login is configured so and the provider has one.

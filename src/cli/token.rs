@@ -17,7 +17,7 @@ use super::dev_key::{self, AUDIENCE, DevKey, ISSUER};
 use super::executor::block_on;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
-use crate::config::{NOT_SHOWN, may_be_secret};
+use crate::config::{NOT_SHOWN, may_be_secret, shown_file};
 use crate::http::AssertionSigner;
 use crate::policy::{AssertionKey, AssertionSpec};
 use crate::reload::LoadedPolicy;
@@ -218,7 +218,10 @@ fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
     let read = match file {
         // The argument may be the token itself, or a part of it.
         Some(path) => std::fs::File::open(path)
-            .map_err(|error| format!("the file cannot be opened: {error}; {NO_ARGUMENT}"))?
+            .map_err(|error| {
+                let name = path.display().to_string();
+                format!("the file {} cannot be opened: {error}; {NO_ARGUMENT}", shown_file(&name))
+            })?
             .take(MAX_BYTES)
             .read_to_string(&mut text)
             .map_err(|error| format!("the file cannot be read: {error}; {NO_ARGUMENT}")),

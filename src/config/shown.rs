@@ -11,10 +11,16 @@ const LONGEST_NAME: usize = 255;
 /// The length from which a text of letters and digits may be a secret.
 const SHORTEST_SECRET: usize = 20;
 
+/// The endings of files that a configuration names. A secret may have a dot too.
+const ENDINGS: [&str; 12] = ["cert", "cfg", "conf", "crt", "jwk", "jwks", "json", "key", "pem", "token", "yaml", "yml"];
+
 /// Returns the name of a file that cannot be read, unless it may be a secret, or a file's content.
 pub(crate) fn shown_file(name: &str) -> &str {
-    let is_path = ["/", "./", "../"].iter().any(|start| name.starts_with(start));
-    let is_plain = Path::new(name).extension().is_some_and(|end| end.len() <= 6) && !name.contains("eyJ");
+    let is_below =
+        |folder: &str| name.strip_prefix(folder).is_some_and(|rest| rest.contains('/') || !may_be_secret(rest));
+    let is_path = ["/", "./", "../"].iter().any(|folder| is_below(folder));
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    let is_plain = ending.is_some_and(|ending| ENDINGS.contains(&ending)) && !name.contains("eyJ");
     let is_name = (is_path || is_plain)
         && name.split('/').all(|part| part.len() <= LONGEST_NAME)
         && !name.contains(char::is_control)
@@ -32,7 +38,7 @@ pub(crate) fn may_be_secret(text: &str) -> bool {
         || text.contains("-----BEGIN")
         || (text.len() >= SHORTEST_SECRET
             && !is_path
-            && !text.contains("://")
+            && !(text.contains("://") && !text.contains(['@', '?']))
             && !text.contains(char::is_whitespace)
             && has(u8::is_ascii_digit)
             && has(u8::is_ascii_alphabetic))
@@ -41,6 +47,10 @@ pub(crate) fn may_be_secret(text: &str) -> bool {
 /// Returns a URL for a message, without user, password and query.
 pub(crate) fn shown_url(text: &str) -> String {
     let plain = text.split(['?', '#']).next().unwrap_or_default();
+    if text.contains('@') && !plain.contains('@') {
+        // The `@` may end a password with such a character in it.
+        return NOT_SHOWN.to_owned();
+    }
     let (scheme, rest) = plain.split_once("://").map_or(("", plain), |(scheme, rest)| (scheme, rest));
     // What stands before the last `@` may be a password, in whatever way it is written.
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
@@ -62,6 +72,8 @@ mod tests {
             "Bearer eyJhbGciOiJub25lIn0.e30.x",
             "kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw",
             "kF3x/9dks+0aBc==",
+            "/kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw==",
+            "Sommer2024.Haus",
             "-----BEGIN PRIVATE KEY-----",
             "listen: :8080\nsecret: x.yaml",
             &long,
@@ -72,8 +84,13 @@ mod tests {
 
     #[test]
     fn arguments_that_may_be_secrets_are_recognized() {
-        for secret in ["eyJhbGci.e30.x", "Bearer eyJhbGci", "sk_live_4eC39HqLyjWDarjtT1", "-----BEGIN PRIVATE KEY-----"]
-        {
+        for secret in [
+            "eyJhbGci.e30.x",
+            "Bearer eyJhbGci",
+            "sk_live_4eC39HqLyjWDarjtT1",
+            "-----BEGIN PRIVATE KEY-----",
+            "redis://:hunter2hunter2@cache:6379",
+        ] {
             assert!(may_be_secret(secret), "{secret}");
         }
         for plain in [
@@ -93,6 +110,8 @@ mod tests {
             ("http://a:8000/x", "http://a:8000/x"),
             ("http://me:pa ss@a:8000", "http://a:8000"),
             ("me:p@ss@a:8000", "a:8000"),
+            ("http://me:pa#ss@a", NOT_SHOWN),
+            ("http://me:pa?ss@a", NOT_SHOWN),
             ("https://a/keys?apikey=b#c", "https://a/keys"),
         ] {
             assert_eq!(shown_url(text), shown);

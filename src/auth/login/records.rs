@@ -461,23 +461,26 @@ impl LoginSessions {
         Some(known)
     }
 
-    /// Returns the other sessions that this user began in the same browser: with the same login cookie, or, where `record`
-    /// is that of the session, in the same session at the provider. Tabs that are opened at once, before the browser has a
-    /// login cookie, share that alone.
+    /// Returns the other sessions that this user began in the same browser: with the same login cookie, or in the same
+    /// session at this provider, whose `sid` is that of the session's record, or else the one given. Tabs that are opened at
+    /// once, before the browser has a login cookie, share that alone.
     #[must_use]
-    pub fn others_of_browser(&self, session: &BrowserSession, record: Option<&LoginSession>) -> Vec<Arc<LoginSession>> {
-        let at_provider = |record: &LoginSession| {
-            let sid = record.identity().session_id()?.to_owned();
-            Some((record.provider.clone(), sid))
-        };
-        let here = record.and_then(at_provider);
+    pub fn others_of_browser(
+        &self,
+        session: &BrowserSession,
+        provider: &str,
+        sid: Option<&str>,
+    ) -> Vec<Arc<LoginSession>> {
+        let sid_of = |known: &LoginSession| known.identity().session_id().map(str::to_owned);
+        let by_id = self.lock();
+        let sid = by_id.get(&session.id).and_then(|known| sid_of(known)).or_else(|| sid.map(str::to_owned));
         let is_other = |known: &LoginSession| {
             let shares_cookie = session.browser.is_some() && known.session.browser == session.browser;
             known.session.owner == session.owner
                 && known.session.id != session.id
-                && (shares_cookie || (here.is_some() && at_provider(known) == here))
+                && (shares_cookie || (sid.is_some() && *known.provider == *provider && sid_of(known) == sid))
         };
-        self.lock().values().filter(|known| is_other(known)).map(Arc::clone).collect()
+        by_id.values().filter(|known| is_other(known)).map(Arc::clone).collect()
     }
 
     /// Marks a session as ended and keeps its record, by which its cookies are rejected from then on.

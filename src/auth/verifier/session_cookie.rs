@@ -35,6 +35,12 @@ impl OpenedSessionCookie {
     pub fn is_of_a_sign_in(&self) -> bool {
         self.login.is_some()
     }
+
+    /// Returns the session at the provider in which the session began, if the cookie names it.
+    #[must_use]
+    pub fn session_at_provider(&self) -> Option<&str> {
+        self.login.as_ref()?.claims().get("sid")?.as_str()
+    }
 }
 
 impl Verifier {
