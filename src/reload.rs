@@ -206,14 +206,13 @@ impl Reload {
         // providers and upstreams read the certificates that the system trusts.
         let state = Arc::clone(&self.state);
         let mut replacing = tokio::task::spawn_blocking(move || state.replace(loaded_policy.policy));
-        let replaced = match timeout(FILE_LIMIT, &mut replacing).await {
-            Ok(replaced) => replaced,
-            Err(_) => {
-                tracing::warn!(
-                    "the certificates that the configuration and the system trust are not read within 10 s; check whether their file systems answer"
-                );
-                replacing.await
-            }
+        let replaced = if let Ok(replaced) = timeout(FILE_LIMIT, &mut replacing).await {
+            replaced
+        } else {
+            tracing::warn!(
+                "the certificates that the configuration and the system trust are not read within 10 s; check whether their file systems answer"
+            );
+            replacing.await
         };
         // The text of the error differs each time, and the reason must not, or each attempt would be reported.
         replaced.map_err(|panic| {

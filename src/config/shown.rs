@@ -38,7 +38,7 @@ pub(crate) fn may_be_secret(text: &str) -> bool {
         || text.contains("-----BEGIN")
         || (text.len() >= SHORTEST_SECRET
             && !is_path
-            && !(text.contains("://") && !text.contains(['@', '?']))
+            && (!text.contains("://") || text.contains(['@', '?']))
             && !text.contains(char::is_whitespace)
             && has(u8::is_ascii_digit)
             && has(u8::is_ascii_alphabetic))
