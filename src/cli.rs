@@ -421,7 +421,7 @@ fn policy(
     inspected_policy(arguments, adjust, |_| Vec::new())
 }
 
-/// Loads and validates the configuration like [`policy`]. If it is valid, `inspect` can add further errors and warnings.
+/// Loads and validates the configuration like [`policy()`]. If it is valid, `inspect` can add further errors and warnings.
 fn inspected_policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,

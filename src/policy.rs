@@ -155,7 +155,7 @@ pub struct Policy {
     pub drain_delay: Duration,
     /// The time from the end of `drain_delay` to the exit of the process.
     pub drain_timeout: Duration,
-    /// Warnings that are logged at every start. [`Loaded::locate`](crate::config::Loaded::locate) adds their places.
+    /// Warnings that are logged at every start. `config::Loaded::locate` adds their places.
     pub warnings: Vec<Finding>,
     /// Every file that a key names and that was read.
     pub files: Vec<PathBuf>,
