@@ -1,9 +1,9 @@
 //! Authentication: turns the credential of a request into a verified user, or into its proven absence.
 //!
 //! This module owns each match on the credential that a request presented, for plain requests, for WebSocket upgrades and
-//! for the proxy's own endpoints, and the limit on failures per address. A step that is skipped does not compile: `allow` and `prepare` need
-//! the [`AuthenticatedRequest`] that is made here, and it cannot be made from a cookie without the check of the page's
-//! origin. `auth` decides whether a token is valid.
+//! for the proxy's own endpoints, and the limit on failures per address. A step that is skipped does not compile: `allow`
+//! and `prepare` need the [`AuthenticatedRequest`] that is made here, and it cannot be made from a cookie without the check
+//! of the page's origin. `auth` decides whether a token is valid.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -418,14 +418,15 @@ fn policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
 ) -> Result<LoadedPolicy, Report> {
-    inspected_policy(arguments, adjust, |_| Vec::new())
+    inspected_policy(arguments, adjust, |_, _| Vec::new())
 }
 
-/// Loads and validates the configuration like [`policy()`]. If it is valid, `inspect` can add further errors and warnings.
+/// Loads and validates the configuration like [`policy()`]. If it is valid, `inspect` sees both, and can add further errors
+/// and warnings.
 fn inspected_policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
-    inspect: impl FnOnce(&mut Policy) -> Vec<Finding>,
+    inspect: impl FnOnce(&Loaded, &mut Policy) -> Vec<Finding>,
 ) -> Result<LoadedPolicy, Report> {
     let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
     let mut findings = adjust(&mut loaded);
@@ -433,12 +434,11 @@ fn inspected_policy(
     let (digest, file) = (loaded.digest.clone(), loaded.file.clone());
     let mut validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
     if let Ok(policy) = &mut validated {
-        findings.extend(inspect(policy));
+        findings.extend(inspect(&loaded, policy));
         loaded.locate(&mut policy.warnings);
     }
-    let changed_keys = loaded.changed_keys();
     let policy = loaded.conclude(validated, findings)?;
-    Ok(LoadedPolicy { policy, name, digest, file, changed_keys })
+    Ok(LoadedPolicy { policy, name, digest, file })
 }
 
 fn fail(message: &dyn std::fmt::Display, code: u8) -> ExitCode {

@@ -28,7 +28,7 @@ pub use shape::{
     Provider, Pushed, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Renew, RouteWebSocket, SameSite, Session,
     SharedState, SubprotocolSource, TokenEncoding, TokenToHttp, TokenToWebSocket, Upstream,
 };
-pub(crate) use shown::{NOT_SHOWN, may_be_secret, shown_file, shown_url};
+pub(crate) use shown::{NOT_SHOWN, may_be_secret, shown_argument, shown_file, shown_url};
 pub use source::{Environment, Flags, Loaded, load, load_yaml, named_file};
 pub use value::Time;
 

@@ -66,7 +66,7 @@ pub use dialect::PingSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec};
 pub use key_source::KeySource;
 pub use limits::MemorySpec;
-pub use listener::{CertificateFiles, ListenPlace, ListenSpec, first_listener, is_private};
+pub use listener::{CERTIFICATE_SOON, CertificateFiles, ListenPlace, ListenSpec, first_listener, is_private};
 pub use login::{ClientCredential, LoginPrompt, LoginSpec, Pushed, Renew};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};

@@ -34,8 +34,6 @@ pub struct LoadedPolicy {
     pub digest: String,
     /// The configuration file, if it is a file.
     pub file: Option<PathBuf>,
-    /// The paths of the keys that are set to other values than their defaults.
-    pub changed_keys: Vec<String>,
 }
 
 impl LoadedPolicy {
@@ -283,13 +281,7 @@ mod tests {
         let config = crate::config::load_yaml(yaml).expect("loads").config;
         let mut policy = crate::policy::validate(&config).expect("valid");
         policy.files = names.to_vec();
-        LoadedPolicy {
-            policy,
-            name: String::new(),
-            digest: String::new(),
-            file: Some(file.to_owned()),
-            changed_keys: Vec::new(),
-        }
+        LoadedPolicy { policy, name: String::new(), digest: String::new(), file: Some(file.to_owned()) }
     }
 
     /// Loads a configuration that names a file the caller did not expect, and writes one of its files in the last load.

@@ -11,14 +11,12 @@ use super::instances;
 use crate::auth::{KeyHealth, unix_seconds};
 use crate::http::UpstreamHealth;
 use crate::page::{self, Escaped, Layout};
-use crate::policy::{KeySource, ProviderSpec, UserNames, summary};
+use crate::policy::{CERTIFICATE_SOON, KeySource, ProviderSpec, UserNames, summary};
 use crate::runtime::{ProxyState, Runtime};
 use crate::small_server::{FullResponse, text_response};
 
 /// The time after which a browser reloads the page, in seconds.
 const REFRESH_SECONDS: u32 = 10;
-/// The time before a certificate expires from which it is marked.
-const CERTIFICATE_SOON: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// The maximum number of rows in the table of tokens in URLs.
 const MAX_QUERY_TOKEN_ROWS: usize = 20;
 

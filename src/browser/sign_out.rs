@@ -33,8 +33,8 @@ pub(super) enum SignOutScope {
 }
 
 /// Ends every session whose cookie came with a request, with the others that their users began in the same browser, and
-/// returns the provider's sign-out page if the browser is
-/// redirected there. A session that cannot be ended does not keep the others open.
+/// returns the provider's sign-out page if the browser is redirected there. A session that cannot be ended does not keep the
+/// others open.
 ///
 /// # Errors
 /// Returns 503 when the end of a session could not be recorded, so that the client retries.
@@ -131,22 +131,9 @@ async fn end_with_its_browser(
     (ended.and(saved), record)
 }
 
-/// Ends a session at the proxy until the last of its cookies expires, whether or not provider and policy accept it now:
-/// they may accept it later.
-///
-/// # Errors
-/// Returns 503 when the end could not be recorded.
-pub(super) async fn end_session(
-    state: &ProxyState,
-    runtime: &Runtime,
-    session: &BrowserSession,
-) -> Result<(), Refusal> {
-    let revocation = record_end(state, runtime, session)?;
-    save(state, revocation.into_iter().collect()).await
-}
-
-/// Records the end of a session, which is in force when this returns and is to be saved; `None` if all its cookies have
-/// expired.
+/// Records the end of a session at the proxy until the last of its cookies expires, whether or not provider and policy
+/// accept it now: they may accept it later. It is in force when this returns, and is to be saved; `None` if all its cookies
+/// have expired.
 fn record_end(state: &ProxyState, runtime: &Runtime, session: &BrowserSession) -> Result<Option<Revocation>, Refusal> {
     let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(None) };
     let limits = &runtime.policy.limits;
@@ -170,7 +157,11 @@ fn record_end(state: &ProxyState, runtime: &Runtime, session: &BrowserSession) -
     Ok(revocation)
 }
 
-async fn save(state: &ProxyState, revocations: Vec<Revocation>) -> Result<(), Refusal> {
+/// Ends open sockets by these revocations, and saves them.
+///
+/// # Errors
+/// Returns 503 when they are in force only at this instance, or only until the process ends.
+pub(super) async fn save(state: &ProxyState, revocations: Vec<Revocation>) -> Result<(), Refusal> {
     if revocations.is_empty() {
         return Ok(());
     }
@@ -181,7 +172,7 @@ async fn save(state: &ProxyState, revocations: Vec<Revocation>) -> Result<(), Re
 }
 
 /// Returns the refusal where the end of a session, or a logout, is in force only at this instance.
-pub(super) fn not_saved(error: &NotSaved) -> Refusal {
+fn not_saved(error: &NotSaved) -> Refusal {
     match error {
         NotSaved::File(_) => Refusal::not_signed_out("control.revocation_file could not be written"),
         NotSaved::NotShared => Refusal::not_shared(),
@@ -197,7 +188,8 @@ pub(super) async fn end_former_session(
     runtime: &Runtime,
     session: &BrowserSession,
 ) -> Result<(), Refusal> {
-    end_session(state, runtime, session)
+    let revocation = record_end(state, runtime, session)?;
+    save(state, revocation.into_iter().collect())
         .await
         .or_else(|refusal| if refusal.is_in_force { Ok(()) } else { Err(refusal) })
 }
@@ -211,7 +203,9 @@ pub(super) async fn end_at_provider(
     deadline: Instant,
 ) -> Option<Arc<LoginSession>> {
     let logins = runtime.verifier.logins()?;
-    let record = match drop_record(state, logins, &opened.session) {
+    let known = drop_record(state, logins, &opened.session);
+    state.notifier.notify();
+    let record = match known {
         Some(known) => known,
         None => runtime.verifier.login_record_of(opened).await?,
     };
@@ -232,16 +226,14 @@ fn remove_record(logins: &Logins, record: &Arc<LoginSession>) -> JoinHandle<()> 
     }))
 }
 
-/// Drops this instance's record of a session that has ended, and returns it.
+/// Drops this instance's record of a session that has ended, and returns it. The caller notifies the open sockets.
 fn drop_record(state: &ProxyState, logins: &Logins, session: &BrowserSession) -> Option<Arc<LoginSession>> {
-    let known = if state.revocations.is_ended(session, unix_seconds()) {
+    if state.revocations.is_ended(session, unix_seconds()) {
         logins.sessions.forget(&session.id)
     } else {
         // Without a recorded sign-out only the record prevents the cookie from being accepted.
         logins.sessions.mark_ended(&session.id)
-    };
-    state.notifier.notify();
-    known
+    }
 }
 
 /// Returns the provider's sign-out page, if the login is configured so and the provider has one.

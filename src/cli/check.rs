@@ -6,20 +6,24 @@ use std::process::ExitCode;
 use super::executor::block_on;
 use super::{CheckArguments, USAGE, fail, inspected_policy, print, print_line};
 use crate::auth::{self, Inspection};
+use crate::config::Loaded;
 use crate::listen::check_certificates;
 use crate::policy::{KeySource, Policy, UserNames, keys_not_shown, summary};
 use crate::reload::LoadedPolicy;
 use crate::shared;
 
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
-    let LoadedPolicy { policy, name, changed_keys, .. } =
-        match inspected_policy(&arguments.config, |_| Vec::new(), check_certificates) {
-            Ok(loaded) => loaded,
-            Err(report) => return fail(&report, USAGE),
-        };
+    let mut further = Vec::new();
+    let inspect = |loaded: &Loaded, policy: &mut Policy| {
+        further = keys_not_shown(loaded.changed_keys());
+        check_certificates(policy)
+    };
+    let LoadedPolicy { policy, name, .. } = match inspected_policy(&arguments.config, |_| Vec::new(), inspect) {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(&report, USAGE),
+    };
     print_line(&name);
     print(summary(&policy, UserNames::Shown).as_bytes());
-    let further = keys_not_shown(changed_keys);
     if !further.is_empty() {
         print_line(format_args!("  also set    {}", further.join(", ")));
     }

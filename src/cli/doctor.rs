@@ -3,8 +3,8 @@
 //!
 //! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a
 //! time limit, and no secret except the token of `--token-file`. Where instances share state it revokes a made-up
-//! session. `proxy` and `sign_in` test the proxy, `upstream` whether there is a backend; `isolation` and `listeners` test access that bypasses it, and
-//! `mirror` whether pages show a secret.
+//! session. `proxy` and `sign_in` test the proxy, `upstream` whether there is a backend; `isolation` and `listeners` test
+//! access that bypasses it, and `mirror` whether pages show a secret.
 
 mod isolation;
 mod listeners;

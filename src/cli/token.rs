@@ -17,7 +17,7 @@ use super::dev_key::{self, AUDIENCE, DevKey, ISSUER};
 use super::executor::block_on;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
-use crate::config::{NOT_SHOWN, may_be_secret, shown_file};
+use crate::config::{shown_argument, shown_file};
 use crate::http::AssertionSigner;
 use crate::policy::{AssertionKey, AssertionSpec};
 use crate::reload::LoadedPolicy;
@@ -83,8 +83,10 @@ pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let Some(ttl) = seconds(&arguments.ttl) else {
-        let given = if may_be_secret(&arguments.ttl) { NOT_SHOWN } else { &arguments.ttl };
-        return fail(&format!("--ttl \"{given}\" is not a duration such as 10m or 1h"), USAGE);
+        return fail(
+            &format!("--ttl \"{}\" is not a duration such as 10m or 1h", shown_argument(&arguments.ttl)),
+            USAGE,
+        );
     };
     let now = unix_seconds();
     let mut claims: Map<String, Value> = Map::new();
@@ -99,8 +101,7 @@ pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
     }
     for claim in &arguments.claim {
         let Some((name, value)) = claim.split_once('=') else {
-            let given = if may_be_secret(claim) { NOT_SHOWN } else { claim };
-            return fail(&format!("--claim \"{given}\" is not NAME=VALUE"), USAGE);
+            return fail(&format!("--claim \"{}\" is not NAME=VALUE", shown_argument(claim)), USAGE);
         };
         let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
         claims.insert(name.to_owned(), value);

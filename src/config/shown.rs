@@ -44,6 +44,11 @@ pub(crate) fn may_be_secret(text: &str) -> bool {
             && has(u8::is_ascii_alphabetic))
 }
 
+/// Returns an argument of the command line for a message, unless it may be a secret.
+pub(crate) fn shown_argument(text: &str) -> &str {
+    if may_be_secret(text) { NOT_SHOWN } else { text }
+}
+
 /// Returns a URL for a message, without user, password and query.
 pub(crate) fn shown_url(text: &str) -> String {
     let plain = text.split(['?', '#']).next().unwrap_or_default();

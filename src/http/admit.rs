@@ -44,9 +44,9 @@ fn check(message: &mut RequestMessage, policy: &Policy) -> Result<bool, Refusal>
     if is_misspelt(method) {
         return Err(Refusal::bad_request("a known method in other letters"));
     }
-    let framing = check_size(parts, policy.limits.header_bytes)?;
-    check_host(parts, framing.hosts, policy)?;
-    check_framing(parts, &framing)?;
+    let lines = check_size(parts, policy.limits.header_bytes)?;
+    check_host(parts, lines.hosts, policy)?;
+    check_framing(parts, &lines)?;
     let path = parts.uri.path();
     if has_broken_escape(path) {
         return Err(Refusal::bad_request("an escape that is not two hex digits"));
@@ -57,7 +57,7 @@ fn check(message: &mut RequestMessage, policy: &Policy) -> Result<bool, Refusal>
     if policy.limits.body_bytes.is_some_and(|limit| body.size_hint().lower() > limit as u64) {
         return Err(Refusal::body_too_large());
     }
-    if framing.upgrades == 0 { Ok(false) } else { is_websocket(parts, body.is_end_stream()) }
+    if lines.upgrades == 0 { Ok(false) } else { is_websocket(parts, body.is_end_stream()) }
 }
 
 /// Returns whether a method is a known one in another case. Methods are case-sensitive, but a backend that treats `get`

@@ -10,12 +10,13 @@ use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{CertificateError, Error, RootCertStore};
 
 use crate::auth::unix_seconds;
+use crate::policy::CERTIFICATE_SOON;
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
-/// The time before the end from which it is warned of.
-const SOON: u64 = 7 * DAY;
+/// The time before the end from which it is warned of, in seconds.
+const SOON: u64 = CERTIFICATE_SOON.as_secs();
 /// The interval at which a warning is repeated.
 const REPEAT: u64 = DAY;
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -76,6 +77,9 @@ const fn v6(address: Ipv6Addr, length: u8) -> IpNet {
 pub fn is_private(address: IpAddr) -> bool {
     PRIVATE.iter().any(|network| network.contains(&address))
 }
+
+/// The time before a certificate expires from which that is warned of.
+pub const CERTIFICATE_SOON: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Returns the networks as they are written in `trusted_proxies`.
 pub(super) fn written_networks(networks: &[IpNet]) -> Vec<String> {

@@ -1,5 +1,7 @@
 //! The summary of the policy in sentences, for a reviewer. `check` prints it and a start logs it.
 
+mod shown_keys;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use super::{
     UpstreamAddress, UpstreamSpec, is_loopback_name,
 };
 use crate::config::Time;
+
+pub use shown_keys::keys_not_shown;
 
 /// The form of user ids in the summary. `check` prints them, a page for several people does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,90 +239,6 @@ impl Lines {
             self.add("drain", format_args!("new requests are accepted for {delay} after SIGTERM (drain.delay)"));
         }
     }
-}
-
-/// The keys whose values the summary shows, with those below them, without the indices of lists.
-const SHOWN_KEYS: [&str; 64] = [
-    "admin",
-    "browser.login",
-    "browser.session",
-    "browser.sign_in_url",
-    "control",
-    "drain.delay",
-    "errors",
-    "events.on_expiry",
-    "hosts",
-    "identity.headers",
-    "insecure_verbose_errors",
-    "limits.failed_tokens_per_minute",
-    "limits.held_message_bytes",
-    "limits.unauthenticated_bytes",
-    "listen",
-    "log.query",
-    "origins",
-    "protected_resource",
-    "providers.allow",
-    "providers.audience",
-    "providers.authorized_parties",
-    "providers.clock_skew",
-    "providers.domain",
-    "providers.issuer",
-    "providers.jwks.file",
-    "providers.jwks.pem_file",
-    "providers.jwks.url",
-    "providers.name",
-    "providers.preset",
-    "providers.project",
-    "providers.publishable_key",
-    "providers.realm",
-    "providers.region",
-    "providers.remote",
-    "providers.require",
-    "providers.secret",
-    "providers.secret_file",
-    "providers.signer",
-    "providers.tenant",
-    "providers.trust_unverified_email",
-    "providers.url",
-    "providers.user_pool_id",
-    "public_url",
-    "routes.auth",
-    "routes.methods",
-    "routes.path",
-    "routes.protected_resource",
-    "routes.require",
-    "routes.upstream",
-    "shared",
-    "token_from",
-    "trusted_proxies",
-    "upstream.credential",
-    "upstream.preset",
-    "upstream.token_to",
-    "upstream.url",
-    "websocket.allowed_origins",
-    "websocket.dialect",
-    "websocket.grace",
-    "websocket.idle_timeout",
-    "websocket.max_lifetime",
-    "websocket.on_expiry",
-    "websocket.presence",
-    "websocket.revalidate_every",
-];
-
-/// Returns those of the keys that the summary does not show.
-#[must_use]
-pub fn keys_not_shown(keys: Vec<String>) -> Vec<String> {
-    let is_shown = |key: &String| {
-        let words: Vec<&str> = key.split('.').map(|word| word.split('[').next().unwrap_or_default()).collect();
-        let plain = words.join(".");
-        // A route's settings of WebSockets are described as those of all are.
-        let plain = plain.strip_prefix("routes.websocket").map_or(plain.clone(), |rest| format!("websocket{rest}"));
-        let is_below =
-            |shown: &&str| plain.strip_prefix(shown).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        // The short form of `upstream` is its URL.
-        plain == "upstream" || SHOWN_KEYS.iter().any(is_below)
-    };
-    keys.into_iter().filter(|key| !is_shown(key)).collect()
 }
 
 fn keys_text(keys: &KeySource) -> String {

@@ -3,17 +3,13 @@
 
 pub(super) mod first_message;
 mod liveness;
+mod waiting;
 
-use std::future::Future;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
-use tokio::io::AsyncReadExt as _;
-use tokio::time::{Instant, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::admission::{AdmittedSession, admit_user};
@@ -31,19 +27,18 @@ use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session, request_hint};
 use crate::auth::{Carrier, NoCredential, Token, Verified, unix_millis};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
-use crate::budget::{CLOSING_SOCKET_BYTES, MemoryReservation};
+use crate::budget::CLOSING_SOCKET_BYTES;
 use crate::http::{ProtectedRequest, Socket, UpstreamRequest, UpstreamSocket};
 use crate::policy::{DialectSpec, WebSocketSpec};
-use crate::runtime::{PendingSlot, Subscription};
+use crate::runtime::PendingSlot;
 use crate::telemetry::{AnsweredBy, Outcome, in_current_request};
 use first_message::{FirstMessageReader, MESSAGE_BYTES, Received};
 use liveness::{Liveness, LivenessDue};
+use waiting::{ConnectFuture, FirstVerdictFuture, Step, Waiting, Wake};
 
 /// The maximum length of a first message in `token-field`. It is the application's own, so it may fill the whole
 /// buffer.
 const FIELD_MESSAGE_BYTES: usize = 64 << 10;
-/// The number of bytes read at a time. Most tokens are shorter.
-const READ: usize = 4 << 10;
 
 /// An upgrade that was answered with a 101 before its user is known.
 pub(super) struct PendingUpgrade {
@@ -134,112 +129,6 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
             context.line.outcome = Outcome::Left;
             context.log_never_opened(&SocketOutcome::left(code));
         }
-    }
-}
-
-type FirstVerdictFuture = Pin<Box<dyn Future<Output = Result<Verified, Unverified>> + Send>>;
-type ConnectFuture = Pin<Box<dyn Future<Output = (UpgradeOutcome, Option<Token>)> + Send>>;
-
-/// The next thing to await in addition to the client.
-enum Step {
-    Nothing,
-    Verifying(FirstVerdictFuture),
-    Connecting(ConnectFuture),
-}
-
-impl Step {
-    async fn next(&mut self) -> Wake {
-        match self {
-            Self::Nothing => std::future::pending().await,
-            Self::Verifying(verdict) => Wake::Verified(verdict.await),
-            Self::Connecting(connecting) => {
-                let (outcome, token) = connecting.await;
-                Wake::Connected(outcome, token)
-            }
-        }
-    }
-}
-
-/// The reason why the task of a pending socket was woken.
-enum Wake {
-    Read(std::io::Result<usize>),
-    /// The deadline of the session has passed.
-    Deadline,
-    /// A deadline of [`Liveness`] has passed.
-    Liveness,
-    /// Another socket needs the place among the pending ones.
-    Evicted,
-    /// Other callers need the memory.
-    MemoryEvicted,
-    Notified,
-    Verified(Result<Verified, Unverified>),
-    Connected(UpgradeOutcome, Option<Token>),
-}
-
-/// Everything that a pending socket waits with.
-struct Waiting {
-    subscription: Subscription,
-    reservation: Arc<MemoryReservation>,
-    /// The memory of the request and of the buffer that held its head.
-    request_bytes: usize,
-    step: Step,
-    /// The buffer for what the client sends.
-    scratch: Vec<u8>,
-    /// Without a time limit for the first message the client is pinged, to detect that it has gone.
-    liveness: Option<Liveness>,
-}
-
-impl Waiting {
-    fn new(context: &SocketContext, spec: &WebSocketSpec) -> Self {
-        let reservation = Arc::clone(&context.reservation);
-        reservation.set_request_in_progress(false);
-        Self {
-            // A drain closes pending sockets spread over time too.
-            subscription: context.state.notifier.subscribe_staggered(),
-            request_bytes: reservation.bytes(),
-            reservation,
-            step: Step::Nothing,
-            scratch: vec![0; READ],
-            liveness: spec.auth_timeout.is_none().then(|| Liveness::new(Arc::clone(&spec.limits))),
-        }
-    }
-
-    /// Waits until something happens.
-    async fn next(
-        &mut self,
-        session: &Session,
-        reader: &FirstMessageReader,
-        client: &mut Socket,
-        slot: &PendingSlot,
-    ) -> Wake {
-        let deadline =
-            session.deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(unix_millis())));
-        let is_awaiting_message = matches!(self.step, Step::Nothing);
-        let liveness_deadline = self
-            .liveness
-            .as_mut()
-            .filter(|_| is_awaiting_message)
-            .map(|liveness| liveness.deadline(reader.is_in_message()));
-        tokio::select! {
-            biased;
-            () = self.subscription.notified() => Wake::Notified,
-            () = slot.evicted(), if is_awaiting_message => Wake::Evicted,
-            () = self.reservation.evicted() => Wake::MemoryEvicted,
-            wake = self.step.next() => wake,
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
-            () = sleep_until(liveness_deadline.unwrap_or_else(Instant::now)), if liveness_deadline.is_some() => {
-                Wake::Liveness
-            }
-            read = client.read(&mut self.scratch), if reader.has_room() => Wake::Read(read),
-        }
-    }
-
-    /// Notes that the client has sent something, which the reader has.
-    fn received(&mut self, reader: &FirstMessageReader) {
-        if let Some(liveness) = &mut self.liveness {
-            liveness.received();
-        }
-        self.reservation.resize(self.request_bytes + reader.memory());
     }
 }
 

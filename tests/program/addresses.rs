@@ -37,8 +37,8 @@ async fn bad_tokens_are_429_beyond_the_limit_and_good_ones_are_served() {
     assert_eq!(answer.status, 429);
 }
 
-#[tokio::test]
-async fn over_the_limit_nobody_is_asked_about_unknown_tokens() {
+/// Two failed tokens of an address are allowed a minute. The provider confirms no opaque token.
+async fn fixture_of_two_failures() -> (Fixture, Answerer) {
     let provider = Answerer::start(|_| ok(json!({"active": false}))).await;
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let yaml = format!(
@@ -48,6 +48,12 @@ async fn over_the_limit_nobody_is_asked_about_unknown_tokens() {
         provider.url
     );
     let fixture = Fixture { proxy: Proxy::start(&yaml).await, issuer, backend };
+    (fixture, provider)
+}
+
+#[tokio::test]
+async fn over_the_limit_nobody_is_asked_about_unknown_tokens() {
+    let (fixture, provider) = fixture_of_two_failures().await;
     assert_eq!(fixture.outcome("opaque-1", &[]).await, "no_session");
     assert_eq!(fixture.outcome("opaque-2", &[]).await, "no_session");
     assert_eq!(fixture.outcome("opaque-3", &[]).await, "too_many_failures");
@@ -64,15 +70,7 @@ async fn over_the_limit_nobody_is_asked_about_unknown_tokens() {
 
 #[tokio::test]
 async fn refreshes_count_and_over_the_limit_nobody_is_asked_about_them() {
-    let provider = Answerer::start(|_| ok(json!({"active": false}))).await;
-    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let yaml = format!(
-        "upstream: {}\nshared_user_ids: true\nproviders: [{}, {{ preset: introspection, audience: {AUDIENCE}, remote: {{ url: \"{}\", client_id: c, client_secret: s }} }}]\nlimits: {{ failed_tokens_per_minute: 2 }}\n",
-        backend.url(),
-        issuer.provider(),
-        provider.url
-    );
-    let fixture = Fixture { proxy: Proxy::start(&yaml).await, issuer, backend };
+    let (fixture, provider) = fixture_of_two_failures().await;
     let token = fixture.issuer.token("alice");
     let refresh = |token: &str| json!({"type": "refresh_auth", "token": token}).to_string();
     let (mut client, mut upstream) = open_socket(fixture.proxy.address, &fixture.backend, &token).await;

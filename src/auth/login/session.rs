@@ -58,8 +58,8 @@ fn digest_of(names: &[String]) -> String {
 }
 
 impl Logins {
-    /// Begins a session in the browser that has this login cookie: issues its cookie and keeps its record. Returns `None` when the claims do not fit the cookie or
-    /// the system has no random numbers.
+    /// Begins a session in the browser that has this login cookie: issues its cookie and keeps its record. Returns `None`
+    /// when the claims do not fit the cookie or the system has no random numbers.
     #[must_use]
     pub fn begin(
         &self,

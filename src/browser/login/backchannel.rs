@@ -6,12 +6,12 @@ use std::sync::Arc;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 
-use super::super::sign_out::not_saved;
+use super::super::sign_out::save;
 use super::parameters;
 use crate::auth::login::{Logins, ProviderLogout};
 use crate::auth::{RevocationTarget, unix_seconds};
 use crate::http::{Answer, ClientAddress, OwnRequest, Refusal, ResponseBody};
-use crate::runtime::{NotSaved, ProxyState, Runtime};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{Audit, AuditEvent, LogoutOutcome};
 
 /// The maximum length of the form in bytes: a logout token has the size limit of any token, and the form adds little.
@@ -70,11 +70,8 @@ async fn revoke(state: &Arc<ProxyState>, runtime: &Arc<Runtime>, logout: &Provid
         }
     }
     // Where only one of two targets was revoked, that one is in force, so open sockets must end and the file must have it.
-    let saved = state.enforce_and_save(revocations).await.inspect_err(NotSaved::log);
-    match limit_reached {
-        Some(full) => Err(Refusal::not_signed_out(&full.to_string())),
-        None => saved.map_err(|error| not_saved(&error)),
-    }
+    let saved = save(state, revocations).await;
+    limit_reached.map_or(saved, |full| Err(Refusal::not_signed_out(&full.to_string())))
 }
 
 fn audit(logout: &ProviderLogout, client: &ClientAddress) {

@@ -190,6 +190,7 @@ impl SignInRequest<'_> {
         let provider = state.provider.clone();
         let user = completed.identity().user_id().to_owned();
         let owner = session_owner(completed.identity());
+        // The sessions of a browser that has signed out have ended, and the new one must not count among them.
         if self.state.revocations.has_signed_out(&owner, &cookie.browser(), unix_seconds())
             && let Some(next) = LoginCookie::new(self.now)
         {
