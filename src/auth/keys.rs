@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::unix_seconds;
 use super::{Inspection, Rejection};
 use crate::policy::{KeySource, ProviderSpec};
-use crate::telemetry::{Label, Metrics};
+use crate::telemetry::{KeySetGauges, Label, Metrics};
 
 use by_id::KeysById;
 pub(super) use fetch::placeholder_issuer;
@@ -51,6 +51,12 @@ struct FetchState {
 impl FetchState {
     fn has_keys(&self) -> bool {
         self.keys.as_ref().is_some_and(|keys| keys.len() > 0)
+    }
+
+    /// Returns the last key set that was fetched, unless it is older than `max_stale`.
+    fn usable(&self, max_stale: Option<Duration>) -> Option<&Arc<KeySet>> {
+        let is_stale = |good: Instant| max_stale.is_some_and(|limit| good.elapsed() > limit);
+        self.keys.as_ref().filter(|_| self.last_good.is_some_and(|good| !is_stale(good)))
     }
 }
 
@@ -91,6 +97,8 @@ pub struct ProviderKeys {
     task: Option<AbortHandle>,
     /// The keys of a provider that has no key set.
     by_id: Option<KeysById>,
+    /// The metrics of keys that are not fetched, exported as long as these are in use. The task has those of the others.
+    _gauges: Option<KeySetGauges>,
 }
 
 impl Drop for ProviderKeys {
@@ -106,9 +114,13 @@ impl ProviderKeys {
     #[must_use]
     pub fn start(provider: Arc<ProviderSpec>, metrics: Arc<Metrics>) -> Self {
         let label: Label = provider.name.as_str().into();
-        if provider.keys != KeySource::Introspection {
-            metrics.credentials.create_key_series(&label);
+        if matches!(provider.keys, KeySource::Fetched { .. } | KeySource::ById { .. }) {
+            metrics.keys.create_series(&label);
         }
+        // Of a provider without a key set neither the number of keys nor their age says anything, and an alert would take
+        // no keys for an outage.
+        let has_set = !matches!(provider.keys, KeySource::Introspection | KeySource::ById { .. });
+        let mut gauges = has_set.then(|| metrics.keys.gauges(&label));
         let demand = Arc::new(Notify::new());
         let (send, state) = watch::channel(FetchState::default());
         let mut task = None;
@@ -117,7 +129,9 @@ impl ProviderKeys {
             .then(|| KeysById::new(Arc::clone(&provider), (label.clone(), Arc::clone(&metrics))));
         match KeySet::configured(&provider.keys) {
             Some(Ok(keys)) => {
-                metrics.credentials.keys_at_hand(&label, keys.len());
+                if let Some(gauges) = &gauges {
+                    gauges.set_keys(keys.len());
+                }
                 let (keys, last_good) = (Some(Arc::new(keys)), Some(Instant::now()));
                 send.send_replace(FetchState { keys, last_good, finished: 1, ..FetchState::default() });
             }
@@ -132,11 +146,12 @@ impl ProviderKeys {
                 if let KeySource::Fetched { max_stale: stale, .. } = &provider.keys {
                     max_stale = Some(*stale);
                 }
-                let fetching = keep_fetching(Arc::clone(&provider), send, Arc::clone(&demand), (label, metrics));
+                let metrics = FetchMetrics { all: metrics, provider: label, gauges: gauges.take() };
+                let fetching = keep_fetching(Arc::clone(&provider), send, Arc::clone(&demand), metrics);
                 task = Some(tokio::spawn(fetching).abort_handle());
             }
         }
-        Self { provider, state, last_refetch: Mutex::new(None), demand, max_stale, task, by_id }
+        Self { provider, state, last_refetch: Mutex::new(None), demand, max_stale, task, by_id, _gauges: gauges }
     }
 
     /// Returns the current state of the keys.
@@ -176,7 +191,9 @@ impl ProviderKeys {
     pub(super) fn is_usable(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
         match &self.by_id {
             Some(by_id) => by_id.is_usable(fingerprint, algorithm),
-            None => self.usable(&self.state.borrow()).is_some_and(|keys| keys.contains(fingerprint, algorithm)),
+            None => {
+                self.state.borrow().usable(self.max_stale).is_some_and(|keys| keys.contains(fingerprint, algorithm))
+            }
         }
     }
 
@@ -196,12 +213,6 @@ impl ProviderKeys {
             return Ok(true);
         }
         Ok(self.refetch().await?.contains(fingerprint, algorithm))
-    }
-
-    /// Returns the last key set that was fetched, unless it is older than `max_stale`.
-    fn usable<'a>(&self, state: &'a FetchState) -> Option<&'a Arc<KeySet>> {
-        let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
-        state.keys.as_ref().filter(|_| state.last_good.is_some_and(|good| !stale(good)))
     }
 
     /// Returns whether the first fetch has finished, successfully or not.
@@ -252,7 +263,7 @@ impl ProviderKeys {
             self.first_attempt().await;
         }
         let state = self.state.borrow();
-        self.usable(&state).cloned().ok_or_else(|| self.unavailable(&state))
+        state.usable(self.max_stale).cloned().ok_or_else(|| self.unavailable(&state))
     }
 
     /// Fetches the key set at once where there is none, and waits for the result. Otherwise a sign-in would report the
@@ -264,7 +275,7 @@ impl ProviderKeys {
             let state = state.borrow_and_update();
             let has_just_failed = state.last_failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FIRST_RETRY);
             match state.next {
-                _ if self.max_stale.is_none() || self.usable(&state).is_some() => return,
+                _ if self.max_stale.is_none() || state.usable(self.max_stale).is_some() => return,
                 Some(_) if has_just_failed => return,
                 Some(_) => self.demand.notify_one(),
                 // A fetch is in progress.
@@ -381,14 +392,38 @@ pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
     }
 }
 
+/// The metrics of the fetches of one provider's keys.
+struct FetchMetrics {
+    all: Arc<Metrics>,
+    provider: Label,
+    gauges: Option<KeySetGauges>,
+}
+
+impl FetchMetrics {
+    /// Counts a fetch; `keys` is the number of keys, or `None` if it failed, after which the keys of an earlier one may
+    /// have become unusable.
+    fn fetched(&self, keys: Option<usize>, is_earlier_usable: bool) {
+        self.all.keys.fetched(&self.provider, keys.is_some());
+        let Some(gauges) = &self.gauges else { return };
+        match keys {
+            Some(keys) => {
+                gauges.set_keys(keys);
+                gauges.set_last_success(unix_seconds());
+            }
+            None if !is_earlier_usable => gauges.set_keys(0),
+            None => {}
+        }
+    }
+}
+
 /// Fetches the keys at start, at each interval, after failures and on demand, until the task is aborted.
 async fn keep_fetching(
     provider: Arc<ProviderSpec>,
     state: watch::Sender<FetchState>,
     demand: Arc<Notify>,
-    (label, metrics): (Label, Arc<Metrics>),
+    metrics: FetchMetrics,
 ) {
-    let KeySource::Fetched { refresh, .. } = &provider.keys else { return };
+    let KeySource::Fetched { refresh, max_stale, .. } = &provider.keys else { return };
     let client = fetch::client(&provider.keys);
     let mut retry = FIRST_RETRY;
     loop {
@@ -397,7 +432,8 @@ async fn keep_fetching(
             Ok(client) => fetch::keys(client, &provider).await,
             Err(error) => Err(error.clone()),
         };
-        metrics.credentials.keys_fetched(&label, fetched.as_ref().ok().map(KeySet::len), unix_seconds());
+        let is_earlier_usable = state.borrow().usable(Some(*max_stale)).is_some();
+        metrics.fetched(fetched.as_ref().ok().map(KeySet::len), is_earlier_usable);
         let wait = if fetched.is_ok() {
             retry = FIRST_RETRY;
             *refresh

@@ -3,6 +3,7 @@
 
 mod collected;
 mod credentials;
+mod keys;
 mod last_series;
 mod logins;
 mod process;
@@ -23,6 +24,8 @@ use prometheus_client::registry::Registry;
 use super::label::Label;
 
 pub(super) use credentials::Credentials;
+use keys::KeyMetrics;
+pub use keys::KeySetGauges;
 pub(super) use logins::LoginMetrics;
 pub use logins::{LogoutOutcome, RenewalOutcome, SignInOutcome};
 pub(super) use requests::Requests;
@@ -58,6 +61,12 @@ fn hash_labels<H: Hasher>(state: &mut H, code: u16, texts: &[&str]) {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfListener {
     listener: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Attempt {
+    provider: Label,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,6 +113,8 @@ pub struct Metrics {
     registry: Registry,
     /// The metrics of tokens and providers.
     pub credentials: Credentials,
+    /// The metrics of the providers' keys.
+    pub keys: KeyMetrics,
     /// The metrics of sign-ins by `OpenID Connect`.
     pub logins: LoginMetrics,
     /// The metrics of requests.
@@ -116,6 +127,7 @@ pub struct Metrics {
     connections: Family<OfListener, Gauge>,
     certificates: Family<OfListener, Gauge>,
     reloads: Family<Outcome, Counter>,
+    last_reload: Gauge,
     config: Family<Version, Gauge>,
     draining: Gauge,
 }
@@ -125,13 +137,16 @@ impl Default for Metrics {
         let mut all = Registry::default();
         all.register_collector(Box::new(process::Process::new()));
         let registry = all.sub_registry_with_prefix("vestibule");
-        let (credentials, requests) = (Credentials::registered(registry), Requests::registered(registry));
+        let (credentials, keys) = (Credentials::registered(registry), KeyMetrics::registered(registry));
+        let requests = Requests::registered(registry);
         let (sockets, logins) = (Sockets::registered(registry), LoginMetrics::registered(registry));
         let shared = SharedMetrics::registered(registry);
         let (limited, connections) = (Family::<Limit, Counter>::default(), Family::<OfListener, Gauge>::default());
         let (reloads, config) = (Family::<Outcome, Counter>::default(), Family::<Version, Gauge>::default());
         let certificates = Family::<OfListener, Gauge>::default();
         let (build, draining) = (Family::<Build, Gauge>::default(), Gauge::default());
+        let last_reload = Gauge::default();
+        last_reload.set(1);
         for limit in LIMITS {
             limited.get_or_create_owned(&Limit { limit });
         }
@@ -144,12 +159,15 @@ impl Default for Metrics {
         let at = "Time when the certificate of a listener expires";
         registry.register("certificate_not_after_timestamp_seconds", at, certificates.clone());
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
+        let is_current = "Whether the configuration on disk was accepted when it was last read";
+        registry.register("config_last_reload_successful", is_current, last_reload.clone());
         registry.register("config_info", "The current configuration", config.clone());
         registry.register("build_info", "Version and revision of this program", build);
         registry.register("draining", "Whether the process is draining", draining.clone());
         Self {
             registry: all,
             credentials,
+            keys,
             logins,
             requests,
             shared,
@@ -158,6 +176,7 @@ impl Default for Metrics {
             connections,
             certificates,
             reloads,
+            last_reload,
             config,
             draining,
         }
@@ -200,6 +219,7 @@ impl Metrics {
     /// Counts a reload, which was accepted or rejected; `digest` is that of the current configuration.
     pub fn reloaded(&self, accepted: bool, digest: &str) {
         self.reloads.get_or_create(&Outcome { outcome: if accepted { "ok" } else { "refused" } }).inc();
+        self.last_reload.set(i64::from(accepted));
         self.set_config_digest(digest);
     }
 
@@ -234,11 +254,13 @@ mod tests {
         let main: Label = "main".into();
         metrics.create_series([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());
         metrics.credentials.create_series(&main, &["header"], &["accepted", "expired"], true);
-        metrics.credentials.create_key_series(&main);
+        metrics.keys.create_series(&main);
         metrics.credentials.verified(&main, "header", "accepted");
         metrics.credentials.looked_up("hit");
-        metrics.credentials.keys_fetched(&main, Some(2), 1_000);
-        metrics.credentials.keys_fetched(&main, None, 2_000);
+        let gauges = metrics.keys.gauges(&main);
+        gauges.set_keys(2);
+        gauges.set_last_success(1_000);
+        metrics.keys.fetched(&main, false);
         metrics.credentials.asked(&main, "no", Duration::from_millis(30));
         metrics.requests.stripped("x-user-id");
         metrics.requests.stripped("made-up-by-a-client");

@@ -289,6 +289,7 @@ async fn malformed_requests_end_at_the_door() {
 #[tokio::test]
 async fn probes_are_answered_to_any_host_and_never_authenticated() {
     let fixture = fixture("").await;
+    fixture.proxy.ready().await;
     for (path, method, status) in
         [("/.vestibule/healthz", "GET", 200), ("/.vestibule/readyz", "GET", 200), ("/.vestibule/healthz", "POST", 405)]
     {
@@ -305,6 +306,7 @@ async fn probes_are_answered_to_any_host_and_never_authenticated() {
 #[tokio::test]
 async fn health_checks_of_http_1_0_need_no_host() {
     let mut fixture = fixture("").await;
+    fixture.proxy.ready().await;
     for (head, status) in [
         ("GET /.vestibule/healthz HTTP/1.0\r\n", 200),
         ("GET /.vestibule/readyz HTTP/1.0\r\n", 200),

@@ -1,6 +1,8 @@
 //! The admin listener, and what is counted there.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -8,7 +10,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{Answer, Client, bearer, get};
 use crate::support::issuer::{Issuer, Key, Mood};
 use crate::support::now;
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, is_reload};
 use crate::support::socket::Socket;
 
 struct Fixture {
@@ -144,6 +146,7 @@ async fn good_tokens_are_counted_by_carrier_and_by_where_they_were_found() {
 #[tokio::test]
 async fn the_admin_listener_answers_get_only_to_known_hosts_and_serves_nothing_else() {
     let fixture = fixture("").await;
+    fixture.proxy.ready().await;
     for (method, target, host, expected) in [
         ("GET", "/healthz", "127.0.0.1", 200),
         ("GET", "/readyz", "localhost:9180", 200),
@@ -197,7 +200,7 @@ async fn a_usual_port_that_is_taken_does_not_stop_the_start_and_a_written_one_do
 }
 
 /// Names of a document: `vestibule_…` and `process_…`, without what a histogram or a label adds.
-fn names(text: &str) -> std::collections::BTreeSet<String> {
+fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
     let metrics = words.filter(|word| word.starts_with("vestibule_") || word.starts_with("process_"));
     metrics.map(|word| word.trim_end_matches("_bucket").to_owned()).filter(|word| !word.ends_with('_')).collect()
@@ -225,7 +228,7 @@ async fn the_documents_name_every_metric_and_no_other() {
         }
     };
     let text = crate::support::within("both sockets to be counted", closed).await;
-    let mut served: std::collections::BTreeSet<String> = text
+    let mut served: BTreeSet<String> = text
         .lines()
         .filter_map(|line| {
             let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
@@ -258,6 +261,91 @@ async fn the_documents_name_every_metric_and_no_other() {
         let unknown: Vec<_> = names(&std::fs::read_to_string(file).expect(file)).difference(&served).cloned().collect();
         assert!(unknown.is_empty(), "{file}: {unknown:?}");
     }
+}
+
+/// Reads the metrics until they are as wanted.
+async fn until(admin: SocketAddr, is_wanted: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let text = get(admin, "/metrics", &[]).await.body;
+        if is_wanted(&text) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        // Nothing tells of a change of a metric.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The gauges of keys, for which an alert exists, without their values.
+fn key_gauges(metrics: &str) -> BTreeSet<String> {
+    let of_keys = |line: &&str| line.starts_with("vestibule_jwks_keys{") || line.starts_with("vestibule_jwks_last_");
+    metrics.lines().filter(of_keys).filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn only_providers_with_a_key_set_have_a_number_of_keys() {
+    let issuer = Issuer::start().await;
+    let yaml = format!(
+        r#"
+admin: {{ listen: "127.0.0.1:0" }}
+upstream: http://127.0.0.1:1
+trusted_proxies: [127.0.0.1]
+shared_user_ids: true
+providers:
+  - {}
+  - {{ preset: introspection, audience: api, remote: {{ url: "{}/introspect", client_id: c, client_secret: s }} }}
+  - preset: aws-alb
+    issuer: https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC
+    region: eu-central-1
+    signer: arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/app/x/60dc6c495c0c9188
+    audience: client-1
+"#,
+        issuer.provider(),
+        issuer.url
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let admin = proxy.admin();
+    proxy.logged("its keys", |line| line.contains("JWKS fetched")).await;
+    let text = get(admin, "/metrics", &[]).await.body;
+    let of_oidc = ["vestibule_jwks_keys", "vestibule_jwks_last_success_timestamp_seconds"];
+    let of_oidc: BTreeSet<String> = of_oidc.map(|name| format!("{name}{{provider=\"oidc\"}}")).into();
+    assert_eq!(key_gauges(&text), of_oidc);
+    for (provider, expected) in [("oidc", 1), ("aws-alb", 1), ("introspection", 0)] {
+        let fetches = format!("vestibule_jwks_fetches_total{{provider=\"{provider}\",outcome=\"failed\"}}");
+        assert_eq!(text.matches(&fetches).count(), expected, "{provider}");
+    }
+    // Keys that nobody needs any more do not become old.
+    let before = proxy.log().len();
+    proxy.rewrite(&yaml.replace(
+        &issuer.provider(),
+        "{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, issuer: https://s.example, audience: api }",
+    ));
+    proxy.signal("HUP");
+    let said = proxy.logged_after(before, "a reload", is_reload).await;
+    assert!(said.contains("configuration reloaded"), "{said}");
+    let of_secret = BTreeSet::from(["vestibule_jwks_keys{provider=\"shared-secret\"}".to_owned()]);
+    let text = until(admin, |text| key_gauges(text) == of_secret).await;
+    assert!(text.contains("vestibule_jwks_keys{provider=\"shared-secret\"} 1\n"));
+}
+
+#[tokio::test]
+async fn keys_that_are_older_than_max_stale_count_as_none() {
+    let issuer = Issuer::start().await;
+    let yaml = format!(
+        "admin: {{ listen: \"127.0.0.1:0\" }}\nupstream: http://127.0.0.1:1\nproviders: [{{ preset: oidc, issuer: \"{}\", audience: api, jwks: {{ max_stale: 1s }} }}]\n",
+        issuer.url
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let admin = proxy.admin();
+    until(admin, |text| text.contains("vestibule_jwks_keys{provider=\"oidc\"} 1\n")).await;
+    issuer.set_mood(Mood::Status(500));
+    // An unknown key makes it fetch at once, and a failure makes it try again.
+    let stranger = Key::ec("stranger", jsonwebtoken::Algorithm::ES256).sign(&issuer.claims("alice"));
+    assert_eq!(get(proxy.address, "/x", &[&bearer(&stranger)]).await.status, 503);
+    until(admin, |text| text.contains("vestibule_jwks_keys{provider=\"oidc\"} 0\n")).await;
+    issuer.set_mood(Mood::Well);
+    until(admin, |text| text.contains("vestibule_jwks_keys{provider=\"oidc\"} 1\n")).await;
 }
 
 #[tokio::test]

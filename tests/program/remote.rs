@@ -525,6 +525,7 @@ async fn a_proxy_whose_only_provider_is_asked_about_every_token_is_ready() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, "");
     let fixture = Fixture::start(provider, &rows, "").await;
+    fixture.proxy.ready().await;
     assert_eq!(get(fixture.proxy.address, "/.vestibule/readyz", &[]).await.status, 200);
 }
 

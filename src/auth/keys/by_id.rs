@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::fetch::{self, FetchError, TIME};
 use super::set::{KeyFingerprint, KeySet};
-use crate::auth::{Rejection, unix_seconds};
+use crate::auth::Rejection;
 use crate::policy::{KeySource, ProviderSpec, is_uuid};
 use crate::telemetry::{Label, Metrics};
 use jsonwebtoken::Algorithm;
@@ -103,8 +103,7 @@ impl KeysById {
             return Err(self.unavailable(reason, WINDOW));
         };
         let fetched = fetch::key_by_id(client, base, id).await;
-        let count = matches!(fetched, Ok(Some(_))).then_some(self.len() + 1);
-        self.metrics.1.credentials.keys_fetched(&self.metrics.0, count, unix_seconds());
+        self.metrics.1.keys.fetched(&self.metrics.0, matches!(fetched, Ok(Some(_))));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         match fetched {

@@ -1,4 +1,4 @@
-//! Metrics of token verification, key fetches and remote checks.
+//! Metrics of token verification and remote checks.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -7,12 +7,11 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::hash_labels;
 use super::last_series::{LastSeries, Owner};
+use super::{Attempt, hash_labels};
 use crate::telemetry::Label;
 
 #[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
@@ -33,24 +32,12 @@ struct Lookup {
     result: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfProvider {
-    provider: Label,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Attempt {
-    provider: Label,
-    outcome: &'static str,
-}
-
 thread_local! {
     static LAST_VERIFICATION: LastSeries<Verification, Counter> = const { LastSeries::new() };
 }
 
 /// The places where a verified token was found: on its connection, in the cache, or in neither.
 const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
-const FETCHES: [&str; 2] = ["ok", "failed"];
 const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];
 /// The buckets of remote checks, in seconds, up to the usual `remote.timeout`.
 const CHECK_SECONDS: [f64; 8] = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
@@ -62,9 +49,6 @@ pub struct Credentials {
     verifications: Family<Verification, Counter>,
     /// The count of each of [`LOOKUPS`], found without a hash, because most requests need one.
     lookups: [Counter; LOOKUPS.len()],
-    keys: Family<OfProvider, Gauge>,
-    keys_last_success: Family<OfProvider, Gauge>,
-    key_fetches: Family<Attempt, Counter>,
     remote_checks: Family<Attempt, Counter>,
     remote_check_duration: Family<Attempt, Histogram>,
 }
@@ -76,18 +60,11 @@ impl Credentials {
             owner: Owner::new(),
             verifications: Family::default(),
             lookups: LOOKUPS.map(|result| lookups.get_or_create_owned(&Lookup { result })),
-            keys: Family::default(),
-            keys_last_success: Family::default(),
-            key_fetches: Family::default(),
             remote_checks: Family::default(),
             remote_check_duration: Family::new_with_constructor(|| Histogram::new(CHECK_SECONDS)),
         };
         registry.register("token_verifications", "Token verifications", this.verifications.clone());
         registry.register("token_cache_lookups", "Lookups of tokens in the cache of verified tokens", lookups);
-        registry.register("jwks_keys", "Usable keys of a provider", this.keys.clone());
-        let at = "Time of the last successful key fetch";
-        registry.register("jwks_last_success_timestamp_seconds", at, this.keys_last_success.clone());
-        registry.register("jwks_fetches", "Fetches of a provider's keys", this.key_fetches.clone());
         registry.register("remote_checks", "Remote checks at a provider", this.remote_checks.clone());
         let took = "Duration of remote checks";
         registry.register("remote_check_duration_seconds", took, this.remote_check_duration.clone());
@@ -111,14 +88,6 @@ impl Credentials {
         }
     }
 
-    /// Creates the key metrics of a provider.
-    pub fn create_key_series(&self, provider: &Label) {
-        self.keys.get_or_create_owned(&OfProvider { provider: Arc::clone(provider) });
-        for outcome in FETCHES {
-            self.key_fetches.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
-        }
-    }
-
     /// Counts a token verification.
     pub fn verified(&self, provider: &Label, carrier: &'static str, outcome: &'static str) {
         let is_same =
@@ -138,23 +107,6 @@ impl Credentials {
         if let Some(at) = LOOKUPS.iter().position(|known| *known == result) {
             self.lookups[at].inc();
         }
-    }
-
-    /// Counts a key fetch at this Unix time; `keys` is `None` if it failed.
-    pub fn keys_fetched(&self, provider: &Label, keys: Option<usize>, now: u64) {
-        let outcome = if keys.is_some() { "ok" } else { "failed" };
-        self.key_fetches.get_or_create(&Attempt { provider: Arc::clone(provider), outcome }).inc();
-        if let Some(keys) = keys {
-            self.keys_at_hand(provider, keys);
-            let of = OfProvider { provider: Arc::clone(provider) };
-            self.keys_last_success.get_or_create(&of).set(i64::try_from(now).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// Sets the number of usable keys of a provider.
-    pub fn keys_at_hand(&self, provider: &Label, keys: usize) {
-        let of = OfProvider { provider: Arc::clone(provider) };
-        self.keys.get_or_create(&of).set(i64::try_from(keys).unwrap_or(i64::MAX));
     }
 
     /// Counts a remote check; `outcome` is `yes`, `no` or `unanswered`.

@@ -187,6 +187,11 @@ impl Proxy {
         Self { address, child, log, lines, reading, file, level: level.to_owned() }
     }
 
+    /// Waits until it is ready. A start waits for that only a short time, since not every provider answers.
+    pub async fn ready(&self) {
+        self.logged("to be ready", |line| line.contains("\"msg\":\"ready\"")).await;
+    }
+
     /// Writes its configuration again, in the form of [`Self::start`], without any signal to the program.
     pub fn rewrite(&self, yaml: &str) {
         std::fs::write(self.file.path(), Self::whole(yaml, &self.level)).expect("written");
