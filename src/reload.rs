@@ -197,7 +197,7 @@ impl Reload {
 
     /// Puts a policy in force. The error is a line that says why it could not be.
     async fn apply(&mut self, loaded_policy: LoadedPolicy, watched: Watched, former: &Policy) -> Result<(), String> {
-        let is_new = |warning: &&Finding| !former.warnings.contains(warning);
+        let is_new = |warning: &&Finding| !former.warnings.iter().any(|known| known.is_same(warning));
         let warnings: Vec<_> = loaded_policy.policy.warnings.iter().filter(is_new).cloned().collect();
         let level = loaded_policy.policy.log.level;
         // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of

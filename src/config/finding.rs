@@ -37,17 +37,19 @@ pub struct Finding {
     pub(crate) message: String,
     /// The place of the key; `None` if it is not looked up yet.
     pub(crate) place: Option<Place>,
+    /// The text in which it is written, where that begins with the place in the file.
+    pub(super) line: Option<String>,
 }
 
 impl Finding {
     /// Makes a finding at `path`. Its place is looked up in the tree when it is shown.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), place: None }
+        Self { path: path.into(), message: message.into(), place: None, line: None }
     }
 
     /// Makes a finding with a known place.
     pub(crate) fn at(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), place: Some(place) }
+        Self { path: path.into(), message: message.into(), place: Some(place), line: None }
     }
 
     /// Returns the line and the column, where it is a place in the text.
@@ -59,9 +61,10 @@ impl Finding {
         }
     }
 
-    /// Makes a finding of a whole text, which begins with its place.
-    pub(super) fn located(text: String) -> Self {
-        Self { path: String::new(), message: text, place: Some(Place::Nowhere) }
+    /// Returns whether it says the same of the same key, wherever in the file that is.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.path, &self.message) == (&other.path, &other.message)
     }
 
     /// Returns the path of the key.
@@ -77,9 +80,12 @@ impl Finding {
     }
 }
 
-/// Writes the key and the message. The text of a finding that has been located begins with its place.
+/// Writes the key and the message, behind the place where that is known.
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(line) = &self.line {
+            return f.write_str(line);
+        }
         if self.path.is_empty() {
             return f.write_str(&self.message);
         }

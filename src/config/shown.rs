@@ -16,9 +16,11 @@ const ENDINGS: [&str; 12] = ["cert", "cfg", "conf", "crt", "jwk", "jwks", "json"
 
 /// Returns the name of a file that cannot be read, unless it may be a secret, or a file's content.
 pub(crate) fn shown_file(name: &str) -> &str {
-    let is_below =
-        |folder: &str| name.strip_prefix(folder).is_some_and(|rest| rest.contains('/') || !may_be_secret(rest));
-    let is_path = ["/", "./", "../"].iter().any(|folder| is_below(folder));
+    let is_below = |folder: &str| {
+        let rest = name.strip_prefix(folder)?;
+        Some(!(may_be_secret(name) || (!rest.contains('/') && may_be_secret(rest))))
+    };
+    let is_path = ["/", "./", "../"].iter().any(|folder| is_below(folder) == Some(true));
     let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
     let is_plain = ending.is_some_and(|ending| ENDINGS.contains(&ending)) && !name.contains("eyJ");
     let is_name = (is_path || is_plain)
@@ -28,20 +30,36 @@ pub(crate) fn shown_file(name: &str) -> &str {
     if is_name { name } else { NOT_SHOWN }
 }
 
-/// Returns whether an argument of the command line may be a token or another secret.
+/// Returns whether an argument of the command line may be a token or another secret, or hold one.
 pub(crate) fn may_be_secret(text: &str) -> bool {
-    let text = text.trim();
-    let text = text.strip_prefix("Bearer ").unwrap_or(text);
-    let is_path = ["/", "./", "../", "-"].iter().any(|start| text.starts_with(start));
-    let has = |kind: fn(&u8) -> bool| text.bytes().any(|byte| kind(&byte));
-    text.starts_with("eyJ")
+    text.contains("eyJ")
         || text.contains("-----BEGIN")
-        || (text.len() >= SHORTEST_SECRET
-            && !is_path
-            && (!text.contains("://") || text.contains(['@', '?']))
-            && !text.contains(char::is_whitespace)
+        || text.to_ascii_lowercase().contains("bearer ")
+        || text.split_whitespace().any(may_be_random)
+}
+
+/// Returns whether a word may be of random characters.
+fn may_be_random(word: &str) -> bool {
+    if ["/", "./", "../"].iter().any(|start| word.starts_with(start)) {
+        return word.split('/').any(may_be_base64);
+    }
+    let has = |kind: fn(&u8) -> bool| word.bytes().any(|byte| kind(&byte));
+    word.len() >= SHORTEST_SECRET
+        && !word.starts_with('-')
+        && (!word.contains("://") || word.contains(['@', '?']))
+        && has(u8::is_ascii_digit)
+        && has(u8::is_ascii_alphabetic)
+}
+
+/// Returns whether a part of a path may be one of a secret in base64, whose alphabet has the slash. Folders have long names
+/// too, but those that programs make have digits and lower case.
+fn may_be_base64(part: &str) -> bool {
+    let has = |kind: fn(&u8) -> bool| part.bytes().any(|byte| kind(&byte));
+    part.contains(['+', '='])
+        || (part.len() >= SHORTEST_SECRET
             && has(u8::is_ascii_digit)
-            && has(u8::is_ascii_alphabetic))
+            && has(u8::is_ascii_lowercase)
+            && has(u8::is_ascii_uppercase))
 }
 
 /// Returns an argument of the command line for a message, unless it may be a secret.
@@ -57,9 +75,19 @@ pub(crate) fn shown_url(text: &str) -> String {
         return NOT_SHOWN.to_owned();
     }
     let (scheme, rest) = plain.split_once("://").map_or(("", plain), |(scheme, rest)| (scheme, rest));
+    if scheme.is_empty() && may_be_secret(plain) && !has_host(rest) {
+        return NOT_SHOWN.to_owned();
+    }
     // What stands before the last `@` may be a password, in whatever way it is written.
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     if scheme.is_empty() { rest.to_owned() } else { format!("{scheme}://{rest}") }
+}
+
+/// Returns whether a text without a scheme begins as an address does, and not as random characters do.
+fn has_host(text: &str) -> bool {
+    let host = text.rsplit_once('@').map_or(text, |(_, host)| host).split('/').next().unwrap_or_default();
+    host.contains(['.', ':'])
+        && host.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.:[]".contains(&byte))
 }
 
 #[cfg(test)]
@@ -68,7 +96,15 @@ mod tests {
 
     #[test]
     fn names_of_files_are_shown_and_secrets_are_not() {
-        for name in ["/run/secrets/session", "./session", "tls/key.pem", "vestibule.yaml", "../x"] {
+        for name in [
+            "/run/secrets/session",
+            "./session",
+            "tls/key.pem",
+            "vestibule.yaml",
+            "../x",
+            "/var/lib/kubelet/pods/2f1c9a34-7c1e-4f0a-9d55-0f3b6a1c2d3e/volumes/token",
+            "/run/secrets/..2026_11_28_14_46_11.123456789/session",
+        ] {
             assert_eq!(shown_file(name), name);
         }
         let long = format!("/{}", "a".repeat(300));
@@ -78,6 +114,8 @@ mod tests {
             "kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw",
             "kF3x/9dks+0aBc==",
             "/kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw==",
+            "/kF3x9dks0aBc/eFgHiJkLmNoPqRsTuVw=",
+            "/kF3/x9dks0aBceFgHiJkLmNoPqRsTuVw",
             "Sommer2024.Haus",
             "-----BEGIN PRIVATE KEY-----",
             "listen: :8080\nsecret: x.yaml",
@@ -92,6 +130,9 @@ mod tests {
         for secret in [
             "eyJhbGci.e30.x",
             "Bearer eyJhbGci",
+            "bearer abc",
+            "Authorization: Bearer abc",
+            "--token:eyJhbGci.e30.x",
             "sk_live_4eC39HqLyjWDarjtT1",
             "-----BEGIN PRIVATE KEY-----",
             "redis://:hunter2hunter2@cache:6379",
@@ -103,6 +144,7 @@ mod tests {
             "vestibule.yaml",
             "--insecure-dev-mode-2024",
             "/etc/vestibule/2024/vestibule.yaml",
+            "a sentence of 2 words or more",
             "http://127.0.0.1:8000/x",
         ] {
             assert!(!may_be_secret(plain), "{plain}");
@@ -118,6 +160,9 @@ mod tests {
             ("http://me:pa#ss@a", NOT_SHOWN),
             ("http://me:pa?ss@a", NOT_SHOWN),
             ("https://a/keys?apikey=b#c", "https://a/keys"),
+            ("notebook-4f2a91c0de.internal.example.com:8080/x", "notebook-4f2a91c0de.internal.example.com:8080/x"),
+            ("kF3x9dks0aBcDeFgHiJkLmNoPqRsTuVw", NOT_SHOWN),
+            ("kf3x9dks0abcdefghijklmnopqrstuvw", NOT_SHOWN),
         ] {
             assert_eq!(shown_url(text), shown);
         }

@@ -92,8 +92,8 @@ impl Loaded {
     pub fn locate(&self, warnings: &mut [Finding]) {
         for warning in warnings {
             if !warning.path.is_empty() {
-                *warning =
-                    Finding::located(Report::new(&self.source, &self.text, &self.tree, vec![warning.clone()]).line());
+                let report = Report::new(&self.source, &self.text, &self.tree, vec![warning.clone()]);
+                warning.line = Some(report.line());
             }
         }
     }

@@ -125,7 +125,7 @@ impl Check {
             }
         };
         let written = if discovery || below_issuer { issuer.unwrap_or_default() } else { &text };
-        if let Some(message) = missing_scheme(&shown_url(written), None) {
+        if let Some(message) = missing_scheme(written, None) {
             self.error(path, message);
             return None;
         }

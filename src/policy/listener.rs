@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::check::Check;
 use super::{Hosts, Origin};
-use crate::config::{self, Config, Finding, OneOrMany};
+use crate::config::{self, Config, Finding, OneOrMany, shown_url};
 
 /// The settings of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +141,7 @@ impl Check {
             if host.contains(['/', '*', ' ']) || (host.contains(':') && !host.starts_with('[')) {
                 self.error(
                     format!("hosts[{index}]"),
-                    format!("\"{host}\" is not a host name without port; write app.example.com, or `any`"),
+                    format!("\"{}\" is not a host name without port; write app.example.com, or `any`", shown_url(host)),
                 );
             }
             names.push(host.trim_end_matches('.').to_ascii_lowercase());
@@ -202,5 +202,8 @@ fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     if text.parse::<IpAddr>().is_ok() {
         return Err(format!("\"{text}\" has no port; write it as 127.0.0.1:8080"));
     }
-    Err(format!("\"{text}\" is not an address and port; write 127.0.0.1:8080, \":8080\" or localhost:8080"))
+    Err(format!(
+        "\"{}\" is not an address and port; write 127.0.0.1:8080, \":8080\" or localhost:8080",
+        shown_url(text)
+    ))
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use url::Url;
 
 use super::check::Check;
+use crate::config::{NOT_SHOWN, shown_url};
 
 /// Scheme, host and port, as a browser writes them in `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,14 +24,15 @@ impl Origin {
             return Err(message);
         }
         let url = Url::parse(text)
-            .map_err(|_| format!("\"{text}\" is not an origin; write it as https://app.example.com"))?;
+            .map_err(|_| format!("\"{}\" is not an origin; write it as https://app.example.com", shown_url(text)))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(format!("\"{text}\" is not an http or https origin"));
+            return Err(format!("\"{}\" is not an http or https origin", shown_url(text)));
         }
         let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
         if !bare || !url.username().is_empty() || url.password().is_some() {
             return Err(format!(
-                "\"{text}\" has more than scheme, host and port; write {}",
+                "\"{}\" has more than scheme, host and port; write {}",
+                shown_url(text),
                 url.origin().ascii_serialization()
             ));
         }
@@ -89,10 +91,14 @@ pub(super) fn missing_scheme(text: &str, scheme: Option<&str>) -> Option<String>
     if text.contains("://") {
         return None;
     }
-    let host = text.split('/').next().unwrap_or_default();
+    let shown = shown_url(text);
+    let host = shown.split('/').next().unwrap_or_default();
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
     let scheme = scheme.unwrap_or(if is_loopback_name(host) { "http" } else { "https" });
-    Some(format!("\"{text}\" has no scheme. Did you mean {scheme}://{text} ?"))
+    if shown == NOT_SHOWN {
+        return Some(format!("{shown} has no scheme; write {scheme}://host"));
+    }
+    Some(format!("\"{shown}\" has no scheme. Did you mean {scheme}://{shown} ?"))
 }
 
 /// An entry of `origins`: an exact origin, or `https://*.example.com`, where `*` is one label.

@@ -199,7 +199,7 @@ impl Check {
             );
             return None;
         };
-        if let Some(message) = missing_scheme(&shown_url(&text), None) {
+        if let Some(message) = missing_scheme(&text, None) {
             self.error(path, message);
             return None;
         }

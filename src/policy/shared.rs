@@ -7,8 +7,9 @@ use std::time::Duration;
 use url::Url;
 
 use super::check::Check;
+use super::origin::missing_scheme;
 use super::{CertificateAuthority, Secret, SessionSpec, is_loopback_name};
-use crate::config::{self, FILE_BYTES, OnLoss, OneOrMany, Time, read_bounded, shown_file, shown_url};
+use crate::config::{self, FILE_BYTES, OnLoss, OneOrMany, Time, read_bounded, shown_file};
 
 /// The settings of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,9 +227,8 @@ fn is_name(text: &str) -> bool {
 
 /// Parses `redis://host:port` or `rediss://host:port`. Returns the address, and whether it uses TLS.
 fn parse(text: &str) -> Result<(EngineAddress, bool), String> {
-    if !text.contains("://") {
-        let shown = shown_url(text);
-        return Err(format!("\"{shown}\" has no scheme. Did you mean rediss://{shown} ?"));
+    if let Some(message) = missing_scheme(text, Some("rediss")) {
+        return Err(message);
     }
     let scheme = text.split("://").next().unwrap_or_default();
     let is_tls = match scheme {

@@ -16,7 +16,7 @@ use super::{
     OriginPattern, Policy, ProviderSpec, QueryMode, Renew, Route, SessionSpec, TokenToHttp, TokenToUpgrade,
     UpstreamAddress, UpstreamSpec, is_loopback_name,
 };
-use crate::config::Time;
+use crate::config::{Time, shown_url};
 
 pub use shown_keys::keys_not_shown;
 
@@ -247,9 +247,9 @@ fn keys_text(keys: &KeySource) -> String {
         KeySource::Secret(_) => "shared secret".to_owned(),
         KeySource::Pem(_) => "PEM file".to_owned(),
         KeySource::Jwks(_) => "JWKS file".to_owned(),
-        KeySource::ById { base, .. } => format!("keys by their id at {base}"),
-        KeySource::Fetched { url, discovery: true, .. } => format!("discovery at {url}"),
-        KeySource::Fetched { url, .. } => format!("keys at {url}"),
+        KeySource::ById { base, .. } => format!("keys by their id at {}", shown_url(base.as_str())),
+        KeySource::Fetched { url, discovery: true, .. } => format!("discovery at {}", shown_url(url.as_str())),
+        KeySource::Fetched { url, .. } => format!("keys at {}", shown_url(url.as_str())),
     }
 }
 

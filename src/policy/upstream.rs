@@ -360,7 +360,7 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
     }
     // A query may hold a secret too.
     let shown = shown_url(text);
-    if let Some(message) = missing_scheme(&shown, Some("http")) {
+    if let Some(message) = missing_scheme(text, Some("http")) {
         return Err(message);
     }
     let scheme = text.split("://").next().unwrap_or_default();

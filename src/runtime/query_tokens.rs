@@ -34,7 +34,13 @@ impl QueryTokens {
     pub fn count<'a>(&self, route: &str, origin: &'a str, is_verified: bool, now: u64) -> Option<&'a str> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = |origin: &str| (route.to_owned(), origin.to_owned());
-        let is_named = counts.contains_key(&pair(origin)) || has_room(&mut counts, is_verified, now);
+        let known = counts.get(&pair(origin)).map(|count| count.is_verified);
+        let (is_named, is_verified) = match known {
+            Some(true) => (true, true),
+            // Only where a new verified pair would fit, or those that are unverified first would have no bound.
+            Some(false) => (true, is_verified && has_room(&mut counts, true, now)),
+            None => (has_room(&mut counts, is_verified, now), is_verified),
+        };
         let origin = if is_named { origin } else { OTHERS };
         let new = Count { tokens: 0, logged_at: None, is_verified };
         let count = counts.entry(pair(origin)).or_insert(new);
@@ -85,6 +91,17 @@ mod tests {
         assert_eq!(tokens.count("/ws", origin, false, 1_001), None);
         assert_eq!(tokens.count("/other", origin, false, 1_001), Some(origin));
         assert_eq!(tokens.count("/ws", origin, true, 1_000 + DAY), Some(origin));
+    }
+
+    #[test]
+    fn pairs_are_bounded_where_a_bad_token_comes_before_the_good_one() {
+        let tokens = QueryTokens::default();
+        for number in 0..2 * MAX_PAIRS {
+            for is_verified in [false, true] {
+                tokens.count("/ws", &number.to_string(), is_verified, 1_000);
+            }
+        }
+        assert_eq!(tokens.counted().len(), MAX_PAIRS + MAX_UNVERIFIED + 1);
     }
 
     #[test]

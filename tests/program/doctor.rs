@@ -10,8 +10,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use serde_json::json;
 
 use crate::support::answerer::{Answerer, Asked, Reply, ok};
+use crate::support::client::get;
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, TempFile, TempFolder, command};
+use crate::support::socket::Socket;
 
 const SECRET: &str = "the-backends-own-secret";
 const USUAL: &str = "routes: [{ path: /health, auth: none }, { path: /admin/**, auth: deny }, { path: /team/**, require: { role: admin } }]\n";
@@ -135,6 +137,13 @@ async fn a_process_that_accepts_development_tokens_is_red_and_says_so_first() {
         let listening = log.iter().position(|line| line.contains("\"msg\":\"listening\"")).expect("a start");
         assert_eq!(warned.is_some_and(|at| at < listening), is_insecure, "{log:?}");
         let says = yaml(&issuer, &backend, &format!("admin: {{ listen: \"{}\" }}\n", proxy.admin()));
+        // A page of /status has what a client sends too.
+        let origin = "Origin: development tokens are accepted (--insecure-dev)";
+        let target = format!("/ws?token={}", issuer.expired("alice"));
+        let mut refused = Socket::open(proxy.address, &target, &[origin]).await;
+        refused.next_text().await;
+        let status = get(proxy.admin(), "/status", &[]).await.body;
+        assert!(status.contains("<td>development tokens are accepted"), "{status}");
         let (_, red, text) = doctor(proxy.address, &says, &[]).await;
         assert_eq!(red.contains("development tokens"), is_insecure, "{text}");
         assert_eq!(text.contains("ok   development tokens"), !is_insecure, "{text}");

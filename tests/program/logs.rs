@@ -185,3 +185,23 @@ async fn with_a_log_that_nobody_reads_no_request_waits_at_sigterm() {
     proxy.signal("TERM");
     assert_eq!(proxy.ended().await, Some(130));
 }
+
+/// Such a URL works, and what the log has of it goes further than the configuration does.
+#[tokio::test]
+async fn a_secret_in_the_url_of_keys_is_shown_nowhere() {
+    let yaml = "admin: { listen: \"127.0.0.1:0\" }\nupstream: http://127.0.0.1:1\nproviders: [{ preset: jwt, issuer: https://i.example, audience: api, jwks: { url: \"http://me:hunter2@127.0.0.1:1/keys?apikey=hunter2\" } }]\n";
+    let proxy = Proxy::with_level(yaml, "trace").await;
+    let admin = proxy.admin();
+    proxy.logged("the failed fetch", |line| line.contains("JWKS fetch failed")).await;
+    let issuer = Issuer::start().await;
+    let token = issuer.token_with("alice", json!({"iss": "https://i.example", "aud": "api"}));
+    assert_eq!(get(proxy.address, "/", &[&bearer(&token)]).await.status, 503);
+    let line = proxy.logged("its reason", |line| line.contains("keys_unavailable")).await;
+    assert!(line.contains("http://127.0.0.1:1/keys"), "{line}");
+    let status = get(admin, "/status", &[]).await.body;
+    assert!(status.contains("keys at http://127.0.0.1:1/keys"), "{status}");
+    let (_, checked) = crate::configuration::check(yaml, &[]);
+    for text in [proxy.log().join("\n"), status, checked] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}

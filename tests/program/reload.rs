@@ -319,3 +319,14 @@ async fn a_socket_that_waited_through_a_reload_is_judged_by_the_policy_in_force(
         assert!(fixture.backend.is_untouched(), "{changed}");
     }
 }
+
+#[tokio::test]
+async fn a_warning_is_logged_when_it_is_new_and_not_when_its_line_moves() {
+    let mut fixture = Fixture::with("").await;
+    let unused = "routes: [{ path: /**, auth: required }, { path: /a, auth: none }]\n";
+    fixture.reload(unused).await;
+    let count = |proxy: &Proxy| proxy.log().iter().filter(|line| line.contains("is never used")).count();
+    assert_eq!(count(&fixture.proxy), 1, "{:?}", fixture.proxy.log());
+    assert!(fixture.reload(&format!("# A line more.\n{unused}")).await.contains("configuration reloaded"));
+    assert_eq!(count(&fixture.proxy), 1, "{:?}", fixture.proxy.log());
+}

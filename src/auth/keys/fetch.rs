@@ -10,6 +10,7 @@ use url::Url;
 
 use super::set::{BadKeys, KeySet};
 use crate::auth::{Token, outbound, read_small_file};
+use crate::config::shown_url;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
@@ -29,27 +30,28 @@ const MEDIA_TYPES: &str = "application/jwk-set+json, application/json, */*;q=0.5
 pub(super) enum FetchError {
     #[error("the HTTP client could not be created: {0}")]
     Client(String),
-    #[error("{url}: {reason}")]
+    #[error("{}: {reason}", shown_url(.url.as_str()))]
     Request { url: Url, reason: String },
     #[error(
-        "{url}: {reason}; if the issuer cannot be reached from here, write where its keys can be: jwks: {{ url: … }}, and leave issuer as the tokens have it"
+        "{}: {reason}; if the issuer cannot be reached from here, write where its keys can be: jwks: {{ url: … }}, and leave issuer as the tokens have it",
+        shown_url(.url.as_str())
     )]
     IssuerUnreachable { url: Url, reason: String },
     #[error("jwks.token_file {}: {reason}", .file.display())]
     TokenFile { file: PathBuf, reason: String },
-    #[error("{url} answered {status}")]
+    #[error("{} answered {status}", shown_url(.url.as_str()))]
     Status { url: Url, status: u16 },
-    #[error("{url} redirects, and key locations are not followed; write the final URL")]
+    #[error("{} redirects, and key locations are not followed; write the final URL", shown_url(.url.as_str()))]
     Redirect { url: Url },
-    #[error("{url} answered more than {BYTES} bytes")]
+    #[error("{} answered more than {BYTES} bytes", shown_url(.url.as_str()))]
     TooLarge { url: Url },
-    #[error("{url} is not an OIDC discovery document")]
+    #[error("{} is not an OIDC discovery document", shown_url(.url.as_str()))]
     NotDiscovery { url: Url },
     #[error("{}", other_issuer(.found))]
     OtherIssuer { found: String },
-    #[error("{url}: {source}")]
+    #[error("{}: {source}", shown_url(.url.as_str()))]
     Keys { url: Url, source: Arc<BadKeys> },
-    #[error("the discovery document names keys at {url}, which is not https")]
+    #[error("the discovery document names keys at {}, which is not https", shown_url(.url.as_str()))]
     PlainHttp { url: Url },
 }
 

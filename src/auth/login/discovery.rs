@@ -11,6 +11,7 @@ use url::Url;
 use super::{BODY_BYTES, LoginError, TIMEOUT};
 use crate::auth::keys::placeholder_issuer;
 use crate::auth::outbound;
+use crate::config::shown_url;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
@@ -199,14 +200,15 @@ impl Discovery {
 
     async fn fetch(&self, client: &reqwest::Client) -> Result<Metadata, String> {
         let url = self.url.as_ref().map_err(Clone::clone)?;
-        let failed = |error: reqwest::Error| format!("{url}: {}", outbound::reason(&error, TIMEOUT));
+        let shown = shown_url(url.as_str());
+        let failed = |error: reqwest::Error| format!("{shown}: {}", outbound::reason(&error, TIMEOUT));
         let response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
         if response.status() != reqwest::StatusCode::OK {
-            return Err(format!("{url} answered {}", response.status().as_u16()));
+            return Err(format!("{shown} answered {}", response.status().as_u16()));
         }
         let body = outbound::body(response, BODY_BYTES).await.map_err(failed)?;
-        let body = body.ok_or_else(|| format!("{url} answered more than {BODY_BYTES} bytes"))?;
-        let document = json::object(&body).map_err(|_| format!("{url} is not an OIDC discovery document"))?;
+        let body = body.ok_or_else(|| format!("{shown} answered more than {BODY_BYTES} bytes"))?;
+        let document = json::object(&body).map_err(|_| format!("{shown} is not an OIDC discovery document"))?;
         match document.get("issuer").and_then(Value::as_str) {
             // OpenID Connect Discovery section 4.3: it must be identical.
             Some(issuer) if issuer == self.issuer => {}
@@ -217,9 +219,9 @@ impl Discovery {
                     advice.unwrap_or_else(|| format!("the provider calls itself {other:?}; write exactly that"))
                 );
             }
-            None => return Err(format!("{url} is not an OIDC discovery document")),
+            None => return Err(format!("{shown} is not an OIDC discovery document")),
         }
-        Metadata::from_document(&document, url, self.allow_http).map_err(|why| format!("{url}: {why}"))
+        Metadata::from_document(&document, url, self.allow_http).map_err(|why| format!("{shown}: {why}"))
     }
 }
 

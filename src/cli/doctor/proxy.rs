@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::paths::{UpstreamPaths, closed_rules, demanding_rules, example};
-use super::probe::{Request, Upgrade, upgrade};
+use super::probe::{Answer, Request, Upgrade, upgrade};
 use super::{Endpoint, Line, MARKER, Outcome, Target};
 use crate::policy::{AuthMode, Claim, DEVELOPMENT_TOKENS, Hosts, ListenPlace, QueryMode, TrustedHeader};
 
@@ -98,15 +98,23 @@ async fn development_tokens(target: &Target<'_>) -> Outcome {
         return Outcome::Skipped("admin.listen has port 0".to_owned());
     };
     match (Request { target: "/status", host: "localhost", ..Request::default() }).send(&endpoint).await {
-        Ok(answer) if answer.contains(DEVELOPMENT_TOKENS) => Outcome::Failed(format!(
-            "{DEVELOPMENT_TOKENS}: whoever reads the key of `vestibule token mint` on this machine is any user; start the process without the flag"
-        )),
-        Ok(answer) if answer.is_success() && answer.contains("Current policy") => {
+        Ok(answer) if policy_of(&answer).is_some_and(|text| text.contains(DEVELOPMENT_TOKENS)) => {
+            Outcome::Failed(format!(
+                "{DEVELOPMENT_TOKENS}: whoever reads the key of `vestibule token mint` on this machine is any user; start the process without the flag"
+            ))
+        }
+        Ok(answer) if answer.is_success() && policy_of(&answer).is_some() => {
             Outcome::Passed("none are accepted (--insecure-dev is not set)".to_owned())
         }
         Ok(_) => Outcome::Skipped(format!("{endpoint} is not the admin listener of this proxy")),
         Err(problem) => Outcome::Skipped(format!("admin: {endpoint}: {problem}")),
     }
+}
+
+/// Returns the current policy with its warnings out of the page of `/status`. Other sections of it have texts of clients,
+/// which hold no tag.
+fn policy_of(status: &Answer) -> Option<&str> {
+    Some(status.body.rsplit_once("<h2>Current policy</h2>")?.1)
 }
 
 async fn anonymous(target: &Target<'_>) -> Outcome {
