@@ -81,7 +81,7 @@ const tokenFor = async (reason, skipCache = false, isWanted = current) => {
   for (;;) {
     const token = await ask(reason, skipCache);
     if (token || !isWanted() || performance.now() >= until) return token;
-    // Together with whoever else waits: they share the next question.
+    // Together with others that wait: they share the next question.
     const asked = pending;
     await (asked.tick ??= delay(ASK_AGAIN).finally(() => delete asked.tick));
   }
@@ -413,7 +413,7 @@ export class AuthenticatedWebSocket extends EventTarget {
       doubt = isFinal ? 2 : Math.max(doubt, 1);
       this.#isRefused = true;
     }
-    // Refused before it was open, it is tried once more whoever reconnects: a page that is told 1008 does not come back.
+    // Refused before it was open, it is tried once more, whichever side reconnects: a page that is told 1008 does not come back.
     const returns = isRefused
       ? !isFinal && (install?.reconnect || (install && !this.#wasOpen))
       : install?.reconnect && RECONNECTABLE.includes(close.code);

@@ -121,7 +121,7 @@ fn title_and_text(refusal: &Refusal) -> (&'static str, &'static str) {
         ),
         StatusCode::FORBIDDEN if is_signed_in(refusal) => (
             "Access denied",
-            "Your account has no access to this page. If you need it, ask whoever runs this site and tell them the request id.",
+            "Your account has no access to this page. If you need it, ask the operator of this site and tell them the request id.",
         ),
         StatusCode::FORBIDDEN if refusal.rule == Some(Rule::Origin) => {
             ("Access denied", "The request came from a site that may not send it. Open the page by its own address.")

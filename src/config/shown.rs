@@ -78,7 +78,7 @@ pub(crate) fn shown_url(text: &str) -> String {
     if scheme.is_empty() && may_be_secret(plain) && !has_host(rest) {
         return NOT_SHOWN.to_owned();
     }
-    // What stands before the last `@` may be a password, in whatever way it is written.
+    // The part before the last `@` may be a password, in whatever way it is written.
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     if scheme.is_empty() { rest.to_owned() } else { format!("{scheme}://{rest}") }
 }

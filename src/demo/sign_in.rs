@@ -67,7 +67,7 @@ impl SignInHandler {
         let button = |user: &String| format!("<button type=\"button\" data-user=\"{0}\">{0}</button>", Escaped(user));
         let buttons = self.users.iter().map(button).collect::<Vec<_>>().join("\n");
         let body = format!(
-            "<h1>Sign in</h1>\n<p>This is Vestibule's demo, in the place of your identity provider: choose who you are. Whoever reaches this page can be anybody; it is on this machine only.</p>\n<p id=\"users\">{buttons}</p>\n<p class=\"soft\" role=\"status\" id=\"said\"></p>\n<noscript><p>The demo's sign-in needs JavaScript.</p></noscript>\n<script src=\"{PATH}/sign-in.js\"></script>\n"
+            "<h1>Sign in</h1>\n<p>This is Vestibule's demo, in the place of your identity provider: choose who you are. Anyone who opens this page can be any user; it is on this machine only.</p>\n<p id=\"users\">{buttons}</p>\n<p class=\"soft\" role=\"status\" id=\"said\"></p>\n<noscript><p>The demo's sign-in needs JavaScript.</p></noscript>\n<script src=\"{PATH}/sign-in.js\"></script>\n"
         );
         page("Sign in to the demo", &body, Layout { narrow: true, ..Layout::default() })
     }

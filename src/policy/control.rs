@@ -82,7 +82,7 @@ impl Check {
             (Some(path), _) if path.starts_with('/') => ControlAddress::Unix(PathBuf::from(path)),
             (None, Ok(address)) if address.ip().is_loopback() => ControlAddress::Tcp(address),
             _ => {
-                self.error("control.listen", format!("\"{listen}\" is neither unix:/path nor a loopback address with a port: whoever reaches it\nends sessions. Write unix:/run/vestibule.sock or 127.0.0.1:9181"));
+                self.error("control.listen", format!("\"{listen}\" is neither unix:/path nor a loopback address with a port: anyone who reaches it\ncan end sessions. Write unix:/run/vestibule.sock or 127.0.0.1:9181"));
                 return None;
             }
         };

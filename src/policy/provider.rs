@@ -172,7 +172,7 @@ impl Check {
         for (index, provider) in providers.iter().enumerate() {
             let at = format!("providers[{index}]");
             let Some(prefix) = provider.user_prefix.as_deref().filter(|prefix| !prefix.is_empty()) else {
-                self.error(at, "has no user_prefix: whoever runs one issuer could be any user of the other. Give each a user_prefix,\nor write `shared_user_ids: true` if they share one set of users");
+                self.error(at, "has no user_prefix: anyone who runs one issuer could be any user of the other. Give each a user_prefix,\nor write `shared_user_ids: true` if they share one set of users");
                 continue;
             };
             let clash = providers[..index]
@@ -308,7 +308,7 @@ impl Check {
         } else if claim.is_email() && provider.trust_unverified_email {
             self.warn_at(
                 path,
-                "email with trust_unverified_email: whoever writes another user's address is that user, unless the provider itself verifies addresses",
+                "email with trust_unverified_email: anyone who enters another user's address at the provider becomes that user, unless the provider itself verifies addresses",
             );
         }
     }
@@ -347,7 +347,7 @@ impl Check {
         if let Some(issuer) = written.as_deref().and_then(without_discovery_path) {
             self.error(
                 format!("{at}.issuer"),
-                format!("is the address of the discovery document; the issuer is what stands before it: {issuer}"),
+                format!("is the address of the discovery document; the issuer is the part before it: {issuer}"),
             );
             return Some(issuer.to_owned());
         }
@@ -452,7 +452,7 @@ impl Check {
                 self.warn_at(
                     format!("{at}.audience"),
                     format!(
-                        "any accepts tokens made for every application of this issuer (provider {name}); name whom they are for"
+                        "any accepts tokens made for every application of this issuer (provider {name}); name the audience of this application"
                     ),
                 );
                 Some(Audience::Any)
@@ -492,7 +492,7 @@ impl Check {
     }
 }
 
-/// Returns what stands before the path of a discovery document, with which no issuer ends.
+/// Returns the part before the path of a discovery document, with which no issuer ends.
 fn without_discovery_path(issuer: &str) -> Option<&str> {
     let text = issuer.trim_end_matches('/');
     ["openid-configuration", "oauth-authorization-server"]

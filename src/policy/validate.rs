@@ -54,7 +54,7 @@ impl Check {
         self.is_insecure_dev = config.insecure_dev;
         if config.insecure_dev {
             self.warn(format!(
-                "{DEVELOPMENT_TOKENS}: whoever reads the key of `vestibule token mint` on this machine is any user; for development only"
+                "{DEVELOPMENT_TOKENS}: anyone who reads the key of `vestibule token mint` on this machine can be any user; for development only"
             ));
         }
         let listen = self.listen(config);

@@ -135,7 +135,7 @@ async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) 
     }
     match value("maxmemory_policy").as_deref() {
         Some(policy) if policy.starts_with("allkeys") => inspection.problems.push(format!(
-            "maxmemory-policy {policy} removes revocations when memory is short, and whoever they keep out is accepted again; set noeviction"
+            "maxmemory-policy {policy} removes revocations when memory is short, and revoked tokens are accepted again; set noeviction"
         )),
         Some(policy) if policy.starts_with("volatile") => inspection.found.push(format!(
             "warning: maxmemory-policy is {policy}: revocations stay, what has an end goes when memory is short; noeviction is better"

@@ -155,7 +155,7 @@ mod tests {
     const PRESENCE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_is_due_waits_for_an_answer_and_for_no_longer_than_a_presence() {
+    async fn a_user_who_is_due_waits_for_an_answer_and_for_no_longer_than_a_presence() {
         let presences = Presences::default();
         let ask = || presences.last_seen_elsewhere(USER, PRESENCE, 10);
         assert_eq!(ask(), SeenElsewhere::Asked);

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_logs_wakes_the_writer_and_never_writes() {
+    fn a_thread_that_logs_wakes_the_writer_and_never_writes() {
         let (woken, is_woken) = std::sync::mpsc::channel();
         let writer = std::thread::spawn(move || {
             std::thread::park();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_the_log_waits_for_its_reader_but_not_without_end() {
+    fn a_thread_that_waits_for_the_log_waits_for_its_reader_but_not_without_end() {
         let ((read, is_read), (taken, was_taken)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
         let output: &'static Output = Box::leak(Box::new(Output::new(Format::Json)));
         output.append("a line");

@@ -133,7 +133,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (GOOD_PROVIDER.to_owned(), "upstream: missing: where is the backend?"),
         (
             "upstream: http://a\nproviders: [{ issuer: \"https://i.example.com/.well-known/openid-configuration\", audience: a }]\n".to_owned(),
-            "providers[0].issuer: is the address of the discovery document; the issuer is what stands before it: https://i.example.com\n",
+            "providers[0].issuer: is the address of the discovery document; the issuer is the part before it: https://i.example.com\n",
         ),
         (
             "upstream: http://a\nproviders: [{ preset: shared-secret, secret: \"${SESSION_SECRET}\" }]\n".to_owned(),
@@ -162,7 +162,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ("upstream: http://a\nproviders: [{ issuer: https://i, audience: a, algorithms: [HS256] }]\n".to_owned(), "providers[0].algorithms[0]: \"HS256\" is not one of RS256"),
         (
             "upstream: http://a\nproviders: [{ name: a, issuer: https://i, audience: a }, { name: b, issuer: https://j, audience: a }]\n".to_owned(),
-            "providers[1]: has no user_prefix: whoever runs one issuer could be any user of the other",
+            "providers[1]: has no user_prefix: anyone who runs one issuer could be any user of the other",
         ),
         (
             "upstream: http://a\nproviders: [{ name: a, issuer: https://i, audience: a, user_prefix: a }, { name: b, issuer: https://j, audience: a, user_prefix: ab }]\n".to_owned(),

@@ -1,4 +1,4 @@
-//! Answers that come before the end of their request: they reach a client that is still sending, whoever gives them,
+//! Answers that come before the end of their request: they reach a client that is still sending, from the upstream or from the proxy,
 //! and within the limits the connection is used on. And answers to a client that sends nothing more.
 
 use std::time::Duration;

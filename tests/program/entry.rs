@@ -76,7 +76,10 @@ fn a_user_id_that_users_write_is_a_warning() {
         ("/unsafe_metadata/id", "users can write the claim /unsafe_metadata/id themselves"),
         ("preferred_username", "preferred_username is neither unique nor fixed"),
         ("/nickname", "/nickname is neither unique nor fixed"),
-        ("email, trust_unverified_email: true", "whoever writes another user's address is that user"),
+        (
+            "email, trust_unverified_email: true",
+            "anyone who enters another user's address at the provider becomes that user",
+        ),
     ] {
         let (code, text) = checked(&format!("{PROVIDER}, user_id: {user_id}"), "", &[]);
         assert_eq!(code, Some(0), "{text}");

@@ -489,7 +489,7 @@ async fn an_admission_does_not_wait_behind_the_sockets_that_are_asked_about_agai
     // for long, and those of the others wait for their turn.
     fixture.provider.hold();
     fixture.provider.asked_times(6).await;
-    // Whoever comes with a token that a socket waits to be asked about has a turn at the door.
+    // A request with a token about which a socket is waiting to ask has its turn.
     let coming: Vec<_> = (0..4)
         .map(|index| {
             let (address, token) = (fixture.proxy.address, bearer(&format!("user{index}.1")));

@@ -109,6 +109,6 @@ fn compare(spec: &LoginSpec, metadata: &Arc<Metadata>, inspection: &mut Inspecti
         found.push("it has no end_session_endpoint: a sign-out leaves its own session open".to_owned());
     }
     if !metadata.has_backchannel_logout {
-        found.push("it has no back-channel logout: whoever signs out there stays signed in here".to_owned());
+        found.push("it has no back-channel logout: a user who signs out there stays signed in here".to_owned());
     }
 }

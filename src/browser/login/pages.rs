@@ -184,7 +184,7 @@ pub(super) fn no_refresh_token() -> Page {
     Page::new(
         StatusCode::BAD_REQUEST,
         "You are not signed in",
-        "Your provider gave no permission to renew the session, and this site requires it. Tell whoever runs it the request id below.",
+        "Your provider gave no permission to renew the session, and this site requires it. Tell its operator the request id below.",
     )
     .with(&try_again("/"))
 }
@@ -193,7 +193,7 @@ pub(super) fn client_refused() -> Page {
     Page::new(
         StatusCode::BAD_GATEWAY,
         "Signing in is not set up correctly",
-        "The sign-in service does not accept this site as its client. Trying again does not help: tell whoever runs this site the request id below.",
+        "The sign-in service does not accept this site as its client. Trying again does not help: tell the operator of this site the request id below.",
     )
     .with(&try_again("/"))
 }
@@ -202,7 +202,7 @@ pub(super) fn unusable() -> Page {
     Page::new(
         StatusCode::BAD_GATEWAY,
         "The sign-in could not be verified",
-        "The sign-in service gave an answer that cannot be accepted. If it happens again, tell whoever runs this site the request id below.",
+        "The sign-in service gave an answer that cannot be accepted. If it happens again, tell the operator of this site the request id below.",
     )
     .with(&try_again("/"))
 }

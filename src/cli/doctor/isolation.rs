@@ -139,7 +139,7 @@ async fn unprotected(target: &Target<'_>, upstream: &UpstreamSpec, paths: &Upstr
             upstream.url,
             tried.join(" ")
         )),
-        // No answer is no protection: whoever reaches the backend when it runs again may be anyone.
+        // No answer is no protection: anyone may reach the backend when it runs again.
         DirectAccess::Unreachable(reason) => {
             Outcome::Skipped(format!("not tested, the backend cannot be reached from here: {reason}. {REMEDY}"))
         }

@@ -100,7 +100,7 @@ async fn development_tokens(target: &Target<'_>) -> Outcome {
     match (Request { target: "/status", host: "localhost", ..Request::default() }).send(&endpoint).await {
         Ok(answer) if policy_of(&answer).is_some_and(|text| text.contains(DEVELOPMENT_TOKENS)) => {
             Outcome::Failed(format!(
-                "{DEVELOPMENT_TOKENS}: whoever reads the key of `vestibule token mint` on this machine is any user; start the process without the flag"
+                "{DEVELOPMENT_TOKENS}: anyone who reads the key of `vestibule token mint` on this machine can be any user; start the process without the flag"
             ))
         }
         Ok(answer) if answer.is_success() && policy_of(&answer).is_some() => {

@@ -32,7 +32,7 @@ async fn a_page_leads_to_the_provider_and_back_and_the_user_is_known() {
     let asked = &fixture.provider.asked("/token")[0];
     assert!(asked.field("authorization").is_some_and(|value| value.starts_with("Basic ")), "{asked:?}");
     assert!(!asked.body.contains("client_secret"));
-    // Whoever is signed in is not sent to the provider again.
+    // A user who is signed in is not sent to the provider again.
     let answer = browser.open("/.vestibule/login?return_path=/notes").await;
     assert_eq!((answer.status, answer.field("location")), (303, Some("/notes")));
     // A request that is no page navigation is answered as without sign-in.

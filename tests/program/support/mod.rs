@@ -62,7 +62,7 @@ pub fn signal(child: &Child, name: &str) {
     assert!(status.expect("kill").success());
     if name == "STOP" {
         let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not 0");
-        // A program that ended is returned too, and kept for whoever waits for its end.
+        // A program that ended is returned too, and kept for a caller that waits for its end.
         let events = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(pid), events).expect("a child").expect("its status");
         assert!(status.stopped(), "the program ended");
