@@ -86,8 +86,10 @@ pub(super) fn can_have_cookie(admitted: &Admitted, policy: &Policy) -> bool {
     is_https(&admitted.client, policy) || is_loopback_name(name.trim_start_matches('[').trim_end_matches(']'))
 }
 
+/// Returns whether a field is there once, with this value.
 fn has_value(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
-    headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes())
+    let mut found = headers.get_all(name).iter();
+    found.next().is_some_and(|found| found.as_bytes() == value.as_bytes()) && found.next().is_none()
 }
 
 /// Returns whether a page of the same origin, or the user directly, made the request, by `Sec-Fetch-Site`. A request

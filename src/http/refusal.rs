@@ -206,10 +206,14 @@ impl Refusal {
                 "not Bearer <token>"
             }),
             Problem::NotAToken(error) => Self::invalid_token(&Rejection::NotAToken(error), verbose),
-            Problem::InUrl => {
-                Self::invalid_token(&Rejection::Malformed("the token is in the URL, which this route refuses"), false)
-                    .with_outcome("token_in_url")
-            }
+            Problem::InUrl => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_token",
+                "Tokens in the URL are no longer accepted. Send the token in the Authorization header.",
+            )
+            .challenging(Challenge::InvalidToken)
+            .because("the token is in the URL, which this route refuses")
+            .with_outcome("token_in_url"),
         }
     }
 
@@ -399,6 +403,15 @@ impl Refusal {
     #[must_use]
     pub fn upstream_failed(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "upstream_failed", "Upstream unavailable.").because(reason)
+    }
+
+    /// Makes the refusal for a first message, with the client's token in it, that the upstream refused. It is no outage:
+    /// trying again would not help.
+    #[must_use]
+    pub fn first_message_refused() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
+            .because("the upstream refused the first message")
+            .with_outcome("upstream_refused")
     }
 
     /// Makes the refusal for an upgrade that the upstream refused, where a page cannot read the upstream's answer.

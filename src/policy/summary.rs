@@ -104,7 +104,7 @@ impl Lines {
             let trusted = trusted.join(", ");
             self.add(
                 "proxies",
-                format_args!("{trusted}: their X-Forwarded-* name the client, its scheme and its host"),
+                format_args!("{trusted}: their X-Forwarded-For and X-Forwarded-Proto name the client and its scheme"),
             );
         }
     }

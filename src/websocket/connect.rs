@@ -74,10 +74,9 @@ pub(super) async fn connect_upstream(
     };
     match timeout(forwarding.handshake_timeout, authenticate(upgraded, dialect, token)).await {
         Ok(Ok(upgraded)) => UpgradeOutcome::Open(head, upgraded),
-        Ok(Err(CloseReason::UpstreamRefused)) => UpgradeOutcome::Failed(
-            Refusal::upstream_failed("the upstream refused the first message"),
-            CloseReason::UpstreamRefused,
-        ),
+        Ok(Err(CloseReason::UpstreamRefused)) => {
+            UpgradeOutcome::Failed(Refusal::first_message_refused(), CloseReason::UpstreamRefused)
+        }
         Ok(Err(reason)) => UpgradeOutcome::Failed(
             Refusal::upstream_failed("the upstream did not acknowledge the first message"),
             reason,

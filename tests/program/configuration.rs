@@ -89,7 +89,7 @@ drain: { delay: 10s }
     let (code, text) = check(yaml, &[]);
     assert_eq!(code, Some(0), "{text}");
     for line in [
-        "  proxies     private_ranges, 203.0.113.7/32, Unix sockets: their X-Forwarded-* name the client, its scheme and its host\n",
+        "  proxies     private_ranges, 203.0.113.7/32, Unix sockets: their X-Forwarded-For and X-Forwarded-Proto name the client and its scheme\n",
         "  origins     https://app.example.com, https://*.example.org\n",
         "              clock skew 1m: tokens are accepted that long after their end\n",
         "; upgrades of pages from https://ws.example.com only\n",

@@ -162,6 +162,7 @@ async fn a_cookie_counts_only_from_our_own_pages() {
         (vec!["Origin: https://app.example.com", "Sec-Fetch-Site: cross-site"], true),
         (vec!["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"], false),
         (vec!["Sec-Fetch-Site: same-site"], false),
+        (vec!["Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"], false),
         (vec!["Origin: https://evil.example"], false),
         (vec!["Origin: null"], false),
     ] {

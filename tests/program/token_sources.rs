@@ -100,7 +100,12 @@ async fn invented_origins_of_tokens_in_urls_keep_no_page_out_of_the_report() {
     for number in 0..60 {
         for (path, token) in [("/x", &bad), ("/deny", &good)] {
             let origin = format!("Origin: https://invented-{number}.example");
-            assert_eq!(get(address, &format!("{path}?token={token}"), &[&origin]).await.status, 401, "{path}");
+            let answer = get(address, &format!("{path}?token={token}"), &[&origin]).await;
+            assert_eq!((answer.status, answer.code().as_str()), (401, "invalid_token"), "{path}");
+            let is_told = answer
+                .body
+                .contains("Tokens in the URL are no longer accepted. Send the token in the Authorization header.");
+            assert_eq!(is_told, path == "/deny", "{}", answer.body);
         }
     }
     let page = "https://page.example";

@@ -157,7 +157,7 @@ async fn a_row_fails_when_the_upstream_gets_no_token_or_another() {
         let silent = proxy(&backend, &issuer, "none", "").await;
         for carrier in CARRIERS {
             let row = format!("{carrier} × {form}");
-            let refused = if matches!(carrier, "header" | "cookie") { ["401", "502"] } else { ["1008", "1008"] };
+            let refused = if matches!(carrier, "header" | "cookie") { ["401", "403"] } else { ["1008", "1008"] };
             let token = issuer.token("alice");
             let altered = issuer.token_with("alice", json!({"jti": "another"}));
             let (opened, upstream) = tokio::join!(client(&right, carrier, &token), stand_in(&backend, form, &altered));
@@ -236,6 +236,31 @@ async fn an_upstream_that_does_not_take_the_introduction_is_its_row() {
         }
         assert_eq!(socket.next_text().await, json!({"type": "error", "message": said}).to_string(), "{name}");
         assert_eq!(socket.next_close().await.0, code, "{name}");
+    }
+}
+
+/// DESIGN section 4.4: a client with a header credential learns it before its socket opens, and it is no outage.
+#[tokio::test]
+async fn a_client_with_a_header_is_told_what_the_upstream_said_to_the_first_message() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = proxy(&backend, &issuer, FORMS[3], "").await;
+    let field = bearer(&issuer.token("alice"));
+    let close = |code: u16| code.to_be_bytes().to_vec();
+    for (name, first, payload, expected) in [
+        ("error", 0x81, br#"{"type":"error","message":"no"}"#.to_vec(), (403, "forbidden")),
+        ("1008", 0x88, close(1008), (403, "forbidden")),
+        ("4401", 0x88, close(4401), (403, "forbidden")),
+        ("1000", 0x88, close(1000), (502, "upstream_failed")),
+    ] {
+        let upstream = async {
+            let (_, mut upstream) = backend.websocket().await;
+            upstream.next_text().await;
+            upstream.send(first, payload).await;
+        };
+        let fields = [field.as_str()];
+        let ((answer, socket), ()) = tokio::join!(Socket::try_open(proxy.address, "/ws", &fields), upstream);
+        assert!(socket.is_none(), "{name}");
+        assert_eq!((answer.status, answer.code().as_str()), expected, "{name}");
     }
 }
 
