@@ -97,8 +97,9 @@ async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() 
             let upstream = async {
                 let mut conn = fixture.backend.accept().await;
                 conn.request().await;
-                // The connection closes after every response, so each has a connection of its own.
                 conn.write(format!("{head}{body}")).await;
+                // Each response has a connection of its own.
+                conn.end().await;
             };
             let (seen, ()) = tokio::join!(client.whole(method == "HEAD"), upstream);
             let expected = if method == "HEAD" { to_head } else { to_get };

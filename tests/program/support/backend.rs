@@ -169,6 +169,16 @@ impl Conn {
         within("the proxy to take bytes", self.stream.write_all(bytes.as_ref())).await.expect("written");
     }
 
+    /// Ends the connection, and waits until the proxy has left it too.
+    ///
+    /// To drop it does not end it at once: a program that another test starts has a copy of every descriptor of this
+    /// process until it runs. On a busy machine the proxy sent its next request on a connection that nobody read any more.
+    pub async fn end(mut self) {
+        // The proxy may have left first.
+        let _ = self.stream.shutdown().await;
+        self.is_closed().await;
+    }
+
     /// Whether the other end has gone.
     pub async fn is_closed(&mut self) -> bool {
         within("the proxy to leave", async { while self.more().await.is_some() {} }).await;
