@@ -14,14 +14,14 @@ pub struct Fixture {
     pub proxy: Proxy,
 }
 
-/// Starts all three, with `more` in the configuration.
+/// Starts all three, with `more` in the configuration, and waits until the program is ready.
 pub async fn fixture(more: &str) -> Fixture {
-    Fixture::started(more, |_| ()).await
+    Fixture::started(more, |_| ()).await.ready().await
 }
 
 /// Starts the program on one processor, so that the requests of all clients find the same idle upstream connections.
 pub async fn fixture_on_one_processor(more: &str) -> Fixture {
-    Fixture::started_by(more, |_| (), async |yaml| Proxy::on_one_processor(yaml).await).await
+    Fixture::started_by(more, |_| (), async |yaml| Proxy::on_one_processor(yaml).await).await.ready().await
 }
 
 impl Fixture {
@@ -35,6 +35,12 @@ impl Fixture {
         prepare(&issuer);
         let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
         Self { proxy: start(&yaml).await, issuer, backend }
+    }
+
+    /// Waits until the program is ready. What it logs later does not come from its start.
+    async fn ready(self) -> Self {
+        self.proxy.logged("ready", |line| line.contains("\"msg\":\"ready\"")).await;
+        self
     }
 
     /// Returns the user id that the backend receives with a request with this token, or the code of the refusal.
