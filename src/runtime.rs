@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::auth::{Identity, Revocation, Revocations, Verifier, log_revocation_not_saved, unix_millis, unix_seconds};
+use crate::auth::{
+    Carrier, Identity, Revocation, Revocations, Verifier, log_revocation_not_saved, unix_millis, unix_seconds,
+};
 use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
@@ -77,7 +79,11 @@ impl Runtime {
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(AssertionSigner::new);
         let routes = policy.routes.iter().map(|route| &route.label).chain([&*NO_ROUTE, &*OWN_ROUTE]);
-        counted.create_series(routes, policy.trusted_headers.iter().map(|header| header.name.as_str()));
+        counted.create_series(
+            routes,
+            &Carrier::ALL.map(Carrier::name),
+            policy.trusted_headers.iter().map(|header| header.name.as_str()),
+        );
         Self { generation, policy, verifier, signer, upstreams }
     }
 }

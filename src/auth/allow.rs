@@ -25,7 +25,11 @@ pub enum Denied {
     #[error("{0}; it is not for this protected resource")]
     OtherResource(Rejection),
     /// A claim that the route requires is absent or has another value.
-    #[error("claim {claim} is not what the route requires{}", differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default())]
+    #[error(
+        "claim {claim} is not what the route requires{}{}",
+        differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default(),
+        if *is_overage { "; group overage: the provider left it out of the token, because the user has too many" } else { "" }
+    )]
     Claim {
         /// The claim's name.
         claim: String,
@@ -33,6 +37,8 @@ pub enum Denied {
         route: Arc<str>,
         /// A path variable of the route whose value differs between two readings of the path.
         differing: Option<String>,
+        /// Whether the provider says that the claim has too many values for a token (OpenID Connect Core section 5.6.2).
+        is_overage: bool,
     },
 }
 
@@ -56,6 +62,7 @@ pub fn permits(requirements: &[RouteRequirement], identity: &Identity) -> Result
             let mut of_this_rule = requirements.iter().filter(|requirement| Arc::ptr_eq(&requirement.route, route));
             let differing = of_this_rule.find_map(|requirement| requirement.variables.differing(variables));
             return Err(Denied::Claim {
+                is_overage: is_left_out(claim, identity),
                 claim: claim.to_string(),
                 route: Arc::clone(&route.label),
                 differing: differing.map(str::to_owned),
@@ -63,6 +70,12 @@ pub fn permits(requirements: &[RouteRequirement], identity: &Identity) -> Result
         }
     }
     Ok(())
+}
+
+/// Returns whether a claim is only named in the token, with another place where its value is.
+fn is_left_out(claim: &Claim, identity: &Identity) -> bool {
+    let names = identity.claims().get("_claim_names");
+    matches!(claim, Claim::Name(name) if names.is_some_and(|names| names.get(name).is_some()))
 }
 
 fn is_allowed(allow: &AllowSpec, identity: &Identity) -> bool {

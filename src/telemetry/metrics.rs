@@ -184,11 +184,16 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Creates the values of a policy's routes and trusted headers, which start at zero.
-    pub fn create_series<'a>(&self, routes: impl Iterator<Item = &'a Label>, headers: impl Iterator<Item = &'a str>) {
+    /// Creates the values of a policy's routes and trusted headers, which start at zero; `carriers` are the places of tokens.
+    pub fn create_series<'a>(
+        &self,
+        routes: impl Iterator<Item = &'a Label>,
+        carriers: &[&'static str],
+        headers: impl Iterator<Item = &'a str>,
+    ) {
         for route in routes {
             self.requests.create_series(route);
-            self.sockets.create_series(route);
+            self.sockets.create_series(route, carriers);
         }
         self.requests.introduce_headers(headers);
     }
@@ -252,7 +257,7 @@ mod tests {
     fn known_label_values_start_at_zero_and_are_counted() {
         let metrics = Metrics::default();
         let main: Label = "main".into();
-        metrics.create_series([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());
+        metrics.create_series([&Label::from("/ws/**")].into_iter(), &["message"], ["x-user-id"].into_iter());
         metrics.credentials.create_series(&main, &["header"], &["accepted", "expired"], true);
         metrics.keys.create_series(&main);
         metrics.credentials.verified(&main, "header", "accepted");
@@ -278,6 +283,8 @@ mod tests {
             r#"vestibule_remote_check_duration_seconds_bucket{le="0.05",provider="main",outcome="no"} 1"#,
             r#"vestibule_websockets_open{route="/ws/**"} 0"#,
             r#"vestibule_websocket_refreshes_total{route="/ws/**",outcome="accepted"} 0"#,
+            r#"vestibule_websockets_opened_total{route="/ws/**",carrier="message"} 0"#,
+            r#"vestibule_websockets_refused_total{reason="timeout"} 0"#,
             r#"vestibule_access_denied_total{route="/ws/**",rule="require"} 0"#,
             r#"vestibule_identity_headers_stripped_total{header="x-user-id"} 1"#,
             r#"vestibule_identity_headers_stripped_total{header="other"} 1"#,

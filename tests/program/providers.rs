@@ -289,7 +289,7 @@ async fn entra() {
         "uti": "fqiBqXLPj0eQa82S", "ver": "2.0", "nbf": now(),
     });
     let provider = "preset: entra, audience: 6e74172b-be56-4843-9ff4-e66a39bb12e3, user_id: oid";
-    let more = "routes: [{ path: /write, require: { scp: notebook.write } }, { path: /part, require: { scp: notebook } }, { path: /admin, require: { roles: admin } }]\n";
+    let more = "routes: [{ path: /write, require: { scp: notebook.write } }, { path: /part, require: { scp: notebook } }, { path: /admin, require: { roles: admin } }, { path: /group, require: { groups: \"7a1c\" } }]\n";
     let entra = Provider::start(&issuer.url, provider, more, good).await;
     let user = "690222be-ff1a-4d56-abd1-7e4f7d38e474";
     entra
@@ -325,6 +325,12 @@ async fn entra() {
     // There are more groups than fit into the token, so a rule about them admits no user.
     let overage = json!({"_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": {"endpoint": "https://graph.microsoft.com/"}}});
     assert_eq!(entra.asks(&json!({}), &overage, "/admin").await, "forbidden");
+    assert!(!entra.proxy.log().join("\n").contains("group overage"), "the rule is about roles");
+    assert_eq!(entra.asks(&json!({}), &overage, "/group").await, "forbidden");
+    entra
+        .proxy
+        .logged("the cause", |line| line.contains("claim groups is not what") && line.contains("group overage"))
+        .await;
     let ids = json!({"aud": "spa", "sub": "s", "nonce": "n", "tid": TENANT, "ver": "2.0"});
     let ids = Provider::start(&issuer.url, "preset: entra, audience: spa, accept: [id_token]", "", ids).await;
     ids.table(&[

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::OfRoute;
 use crate::telemetry::Label;
+use crate::telemetry::outcome::OUTCOMES;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Opened {
@@ -54,6 +55,10 @@ struct InQuery {
     mode: &'static str,
 }
 
+/// The carrier of a socket without a token.
+const NO_CARRIER: &str = "none";
+/// The outcomes that are not refusals.
+const NOT_REFUSED: [&str; 4] = ["accepted", "public", "preflight", "own"];
 const REFRESHES: [&str; 5] = ["accepted", "refused", "denied", "another_user", "identity_changed"];
 const EXPIRIES: [&str; 2] = ["closed", "kept"];
 const MODES: [&str; 2] = ["move", "deny"];
@@ -104,6 +109,9 @@ impl Sockets {
             passed: RwLock::default(),
             query_tokens: Family::default(),
         };
+        for reason in OUTCOMES.into_iter().filter(|outcome| !NOT_REFUSED.contains(outcome)) {
+            this.refused.get_or_create_owned(&Refused { reason });
+        }
         for action in EXPIRIES {
             this.expiries.get_or_create_owned(&Expired { action });
         }
@@ -126,9 +134,12 @@ impl Sockets {
     }
 
     /// Creates the values of a route, which start at zero.
-    pub(super) fn create_series(&self, route: &Label) {
+    pub(super) fn create_series(&self, route: &Label, carriers: &[&'static str]) {
         let route = || Arc::clone(route);
         self.open.get_or_create_owned(&OfRoute { route: route() });
+        for carrier in carriers.iter().chain(&[NO_CARRIER]) {
+            self.opened.get_or_create_owned(&Opened { route: route(), carrier });
+        }
         for outcome in REFRESHES {
             self.refreshes.get_or_create_owned(&Refreshed { route: route(), outcome });
         }
@@ -141,7 +152,7 @@ impl Sockets {
     /// Counts a socket that reached the upstream. Returns the counters of its bytes.
     #[must_use]
     pub fn opened(&self, route: &Label, carrier: Option<&'static str>) -> Arc<PassedBytes> {
-        let labels = Opened { route: Arc::clone(route), carrier: carrier.unwrap_or("none") };
+        let labels = Opened { route: Arc::clone(route), carrier: carrier.unwrap_or(NO_CARRIER) };
         self.opened.get_or_create(&labels).inc();
         self.open.get_or_create(&OfRoute { route: Arc::clone(route) }).inc();
         self.all_open.inc();
