@@ -82,7 +82,8 @@ impl ClientAddress {
         let trusted = peer.map_or(policy.trusts_unix, |peer| policy.trusts(peer));
         let peer_or_localhost = peer.unwrap_or(LOCALHOST);
         if !trusted {
-            let balancer = is_private(peer_or_localhost) && headers.contains_key(X_FORWARDED_FOR);
+            // In this order, since most clients send no such field.
+            let balancer = headers.contains_key(X_FORWARDED_FOR) && is_private(peer_or_localhost);
             let sharing = if balancer { AddressSharing::Balancer } else { AddressSharing::NotShared };
             return Self {
                 address: peer_or_localhost,
