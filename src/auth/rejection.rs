@@ -156,33 +156,7 @@ impl Rejection {
         }
     }
 
-    /// The values of [`Self::outcome`], and `accepted`.
-    pub const OUTCOMES: [&str; 22] = [
-        "accepted",
-        "malformed",
-        "algorithm",
-        "unknown_issuer",
-        "unknown_key",
-        "bad_signature",
-        "expired",
-        "not_yet_valid",
-        "issued_in_the_future",
-        "claim",
-        "wrong_audience",
-        "wrong_party",
-        "wrong_kind",
-        "required_claim",
-        "missing_user",
-        "unusable_user",
-        "no_session",
-        "revoked",
-        "revocations_unknown",
-        "remote_unavailable",
-        "keys_unavailable",
-        "session_unavailable",
-    ];
-
-    /// Returns the `outcome` label of metrics and access lines.
+    /// Returns the `outcome` label of metrics and access lines, one of `telemetry::TOKEN_OUTCOMES`.
     #[must_use]
     pub const fn outcome(&self) -> &'static str {
         match self {

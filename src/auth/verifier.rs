@@ -31,7 +31,7 @@ use super::{Carrier, Identity, Rejection, Revocations, SessionCookies, Token, un
 use crate::policy::{
     AuthorizedParties, Claim, Family, KeySource, LoginSpec, PathVariables, ProviderSpec, Secret, SessionSpec,
 };
-use crate::telemetry::{Label, Metrics};
+use crate::telemetry::{Label, Metrics, TOKEN_OUTCOMES};
 
 pub use session_cookie::OpenedSessionCookie;
 
@@ -168,7 +168,7 @@ impl Verifier {
                 return Arc::clone(known);
             }
             let label: Label = spec.name.as_str().into();
-            metrics.credentials.create_series(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
+            metrics.credentials.create_series(&label, &carriers, &TOKEN_OUTCOMES, spec.remote.is_some());
             Arc::new(ProviderState {
                 keys: ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics)),
                 remote: RemoteChecker::new(spec, cache_limit, &metrics),

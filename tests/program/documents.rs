@@ -1,6 +1,7 @@
 //! Compares the documents with the program: their configurations are valid, their links exist, and the messages that
 //! they explain are those of the program.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::support::authority::Authority;
@@ -234,10 +235,19 @@ fn each_outcome_is_in_the_table_and_nothing_else() {
     let table = table.split("\n## ").next().expect("its end");
     let rows: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
     let source = std::fs::read_to_string(root().join("src/telemetry/outcome.rs")).expect("text");
-    let list = source.split("OUTCOMES: [&str; ").nth(1).expect("the list").split("];").next().expect("its end");
-    let listed: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
-    assert_eq!(rows[1..], listed, "docs/operation.md has another table than the program");
-    for file in ["src/http/refusal.rs", "src/auth/rejection.rs", "src/websocket/close_reason.rs"] {
+    let listed_in = |list: &str| -> Vec<String> {
+        let list = source.split(&format!("const {list}: [&str; ")).nth(1).expect("the list").split("];").next();
+        list.expect("its end").split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    let of_tokens = listed_in("TOKEN_OUTCOMES");
+    let listed: BTreeSet<_> = of_tokens.iter().cloned().chain(listed_in("OTHER_OUTCOMES")).collect();
+    let described: BTreeSet<_> = rows[1..].iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(described, listed, "docs/operation.md has another table than the program");
+    assert_eq!(described.len(), rows.len() - 1, "docs/operation.md has an outcome twice");
+    let mut reasons = outcomes_in("src/auth/rejection.rs");
+    reasons.push("accepted".to_owned());
+    assert_eq!(BTreeSet::from_iter(reasons), BTreeSet::from_iter(of_tokens), "the metrics have other outcomes");
+    for file in ["src/http/refusal.rs", "src/websocket/close_reason.rs"] {
         for name in outcomes_in(file) {
             // The refusal of an expired token is counted as `expired`, and one over a limit as what its token is.
             let is_code = ["token_expired", "too_many_failures"].contains(&name.as_str());
