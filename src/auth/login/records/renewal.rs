@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::super::client::ProviderToken;
-use super::super::completion::IdTokenUse;
+use super::super::client::{ProviderToken, Tokens};
+use super::super::completion::{IdTokenUse, VerifiedIdToken};
 use super::super::keys::random;
 use super::super::{Login, LoginError};
 use super::lease::Lease;
 use super::sharing::Turn;
 use super::{LoginSession, LoginSessions, Update};
 use crate::auth::identity::Expiry;
-use crate::auth::{Rejection, unix_millis, unix_seconds};
+use crate::auth::{Identity, Rejection, unix_millis, unix_seconds};
 use crate::telemetry::{Audit, AuditEvent, RenewalOutcome};
 
 /// The maximum time that a request waits for the renewal after the tokens have expired.
@@ -251,25 +251,18 @@ impl LoginSession {
         true
     }
 
-    async fn try_renew(
+    /// Stores the refresh token of a renewal here and for other instances. It comes before the rest of the renewal: with
+    /// rotation the former token is invalid, even if the rest fails.
+    ///
+    /// # Errors
+    /// Returns [`LoginError::Revoked`] when the session has ended meanwhile. The token was revoked at the provider then.
+    async fn save_refresh_token(
         &self,
-        login: &Arc<Login>,
+        login: &Login,
         sessions: &LoginSessions,
-        lease: Option<&Lease>,
+        token: Option<&ProviderToken>,
     ) -> Result<(), LoginError> {
-        let (refresh_token, mut id_token) = {
-            let state = self.lock();
-            (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.verified_id_token.clone())
-        };
-        let metadata = login.metadata().await?;
-        let _permit = login.session_permit().await?;
-        if let Some(lease) = lease {
-            lease.extend_if_short().await?;
-        }
-        let may_send = || lease.map_or(Ok(()), Lease::check);
-        let tokens = login.refresh(&metadata, &refresh_token, &may_send).await?;
-        // The refresh token is stored first: with rotation the former one is invalid, even if the rest fails.
-        let is_other = self.keep_refresh_token(tokens.refresh_token.as_ref());
+        let is_other = self.keep_refresh_token(token);
         let mut has_ended = self.lock().is_signed_out || sessions.is_ended(self);
         if is_other && !has_ended {
             // Written at once, since the former token is spent for other instances too.
@@ -280,34 +273,75 @@ impl LoginSession {
             };
         }
         if has_ended {
-            if let Some(token) = &tokens.refresh_token {
+            if let Some(token) = token {
                 login.revoke_after_sign_out(token).await;
             }
             return Err(LoginError::Revoked("session"));
         }
-        if let Some(token) = &tokens.id_token {
-            let renewed = login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.origin.nonce }).await?;
-            if renewed.claims.get("sub") != id_token.claims.get("sub") {
-                return Err(LoginError::denied("the renewed ID token is of another user"));
-            }
-            let former = std::mem::replace(&mut id_token, renewed);
-            // Some providers send these claims at sign-in only.
-            for name in ["sid", "auth_time"] {
-                if let (None, Some(value)) = (id_token.claims.get(name), former.claims.get(name)) {
-                    id_token.claims.insert(name.to_owned(), value.clone());
+        Ok(())
+    }
+
+    /// Verifies the ID token of a renewal, and adds the claims that only the sign-in's has. Without one the former remains.
+    async fn renewed_id_token(
+        &self,
+        login: &Login,
+        token: Option<&ProviderToken>,
+        former: VerifiedIdToken,
+    ) -> Result<VerifiedIdToken, LoginError> {
+        let mut id_token = match token {
+            None => former,
+            Some(token) => {
+                let mut renewed =
+                    login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.origin.nonce }).await?;
+                if renewed.claims.get("sub") != former.claims.get("sub") {
+                    return Err(LoginError::denied("the renewed ID token is of another user"));
                 }
+                // Some providers send these claims at sign-in only.
+                for name in ["sid", "auth_time"] {
+                    if let (None, Some(value)) = (renewed.claims.get(name), former.claims.get(name)) {
+                        renewed.claims.insert(name.to_owned(), value.clone());
+                    }
+                }
+                renewed
             }
-        }
-        if let Some(max_age) = login.spec.max_age {
-            let limit = max_age.as_secs().saturating_add(login.spec.provider_spec.clock_skew.as_secs());
-            let at = id_token.auth_time.or(self.origin.first_auth_time).unwrap_or_default();
-            if at.saturating_add(limit) < unix_seconds() {
-                return Err(LoginError::denied("auth_time is longer ago than max_age"));
-            }
-        }
+        };
+        self.check_auth_time(login, &id_token)?;
         if let Some(issued_at) = &self.origin.issued_at {
             id_token.claims.insert("iat".to_owned(), issued_at.clone());
         }
+        Ok(id_token)
+    }
+
+    /// Rejects a renewal whose user signed in at the provider longer ago than the login's `max_age`.
+    fn check_auth_time(&self, login: &Login, id_token: &VerifiedIdToken) -> Result<(), LoginError> {
+        let Some(max_age) = login.spec.max_age else { return Ok(()) };
+        let limit = max_age.as_secs().saturating_add(login.spec.provider_spec.clock_skew.as_secs());
+        let at = id_token.auth_time.or(self.origin.first_auth_time).unwrap_or_default();
+        if at.saturating_add(limit) < unix_seconds() {
+            return Err(LoginError::denied("auth_time is longer ago than max_age"));
+        }
+        Ok(())
+    }
+
+    async fn try_renew(
+        &self,
+        login: &Arc<Login>,
+        sessions: &LoginSessions,
+        lease: Option<&Lease>,
+    ) -> Result<(), LoginError> {
+        let (refresh_token, former) = {
+            let state = self.lock();
+            (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.verified_id_token.clone())
+        };
+        let metadata = login.metadata().await?;
+        let _permit = login.session_permit().await?;
+        if let Some(lease) = lease {
+            lease.extend_if_short().await?;
+        }
+        let may_send = || lease.map_or(Ok(()), Lease::check);
+        let tokens = login.refresh(&metadata, &refresh_token, &may_send).await?;
+        self.save_refresh_token(login, sessions, tokens.refresh_token.as_ref()).await?;
+        let id_token = self.renewed_id_token(login, tokens.id_token.as_ref(), former).await?;
         let userinfo = login.userinfo_claims(&metadata, &tokens, &id_token.claims).await?;
         // A new `sid` or `jti` must not restore a session that was revoked by the former one.
         if let Err(Rejection::Revoked(by)) = sessions.revocations.check(&self.identity(), unix_seconds()) {
@@ -319,26 +353,28 @@ impl LoginSession {
         })?;
         tokens.check_size(&identity)?;
         let identity = identity.lasting(Expiry::At(self.ends_at)).in_session(Some(self.session.clone()));
+        let update = self.renewal_update(tokens, id_token, identity);
+        self.update(sessions, login, update);
+        Ok(())
+    }
+
+    fn renewal_update(&self, tokens: Tokens, id_token: VerifiedIdToken, identity: Identity) -> Update {
         let now = unix_seconds();
         let by_id_token = tokens.id_token.is_some().then_some(id_token.expires_at);
         let token_end = tokens.expires_in.map(|life| now.saturating_add(life)).or(by_id_token);
-        let update = {
-            let state = self.lock();
-            let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
-            let token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
-            Update {
-                identity,
-                verified_id_token: id_token,
-                id_token: tokens.id_token.or_else(|| state.id_token.clone()),
-                access_token: tokens.access_token,
-                refresh_token: state.refresh_token.clone(),
-                token_end,
-                renew_at: renewal_moment(unix_millis(), token_end),
-                generation: state.generation + 1,
-            }
-        };
-        self.update(sessions, login, update);
-        Ok(())
+        let state = self.lock();
+        let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
+        let token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
+        Update {
+            identity,
+            verified_id_token: id_token,
+            id_token: tokens.id_token.or_else(|| state.id_token.clone()),
+            access_token: tokens.access_token,
+            refresh_token: state.refresh_token.clone(),
+            token_end,
+            renew_at: renewal_moment(unix_millis(), token_end),
+            generation: state.generation + 1,
+        }
     }
 }
 
@@ -357,10 +393,8 @@ pub(super) fn renewal_moment(now: u64, token_end: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::client::Tokens;
-    use super::super::super::completion::VerifiedIdToken;
     use super::*;
-    use crate::auth::{BrowserSession, Identity, KeyFingerprint, identity::VerifiedBy, kind::TokenKindHeader};
+    use crate::auth::{BrowserSession, KeyFingerprint, identity::VerifiedBy, kind::TokenKindHeader};
 
     fn session() -> Arc<LoginSession> {
         let text = "{upstream: 'http://127.0.0.1:1', providers: [{preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX}]}";
