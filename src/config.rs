@@ -25,8 +25,9 @@ pub use shape::{
     Accept, Admin, Allow, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, CookieChoice, CookieEncoding,
     Cors, Credential, Dialect, DialectChoice, Encode, Errors, EventsOnExpiry, FieldMode, HostHeader, Jwks, Limits,
     Listen, ListenTls, Log, LogFormat, Login, LoginPrompt, LogoutScope, OnExpiry, OnLoss, OneOrMany, ProtectedResource,
-    Provider, Pushed, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Renew, RouteWebSocket, SameSite, Session,
-    SharedState, SubprotocolSource, TokenEncoding, TokenToHttp, TokenToWebSocket, Upstream,
+    Provider, Pushed, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Renew, RouteTokenFrom, RouteWebSocket,
+    SameSite, Session, SharedState, SubprotocolSource, TokenEncoding, TokenFrom, TokenToHttp, TokenToWebSocket,
+    Upstream,
 };
 pub(crate) use shown::{NOT_SHOWN, may_be_secret, shown_argument, shown_file, shown_url};
 pub use source::{Environment, Flags, Loaded, load, load_yaml, named_file};

@@ -82,6 +82,20 @@ pub(super) struct WrittenSources<'a> {
     pub(super) basic: bool,
 }
 
+impl<'a> WrittenSources<'a> {
+    /// Takes each key from the route where it has it, else from `base`.
+    pub(super) fn of(base: &'a config::TokenFrom, route: &'a config::RouteTokenFrom) -> Self {
+        Self {
+            header: route.header.as_ref().map_or(base.header.as_ref(), Option::as_ref),
+            message: route.message.unwrap_or(base.message),
+            query: route.query.as_ref().map_or(base.query.as_ref(), Option::as_ref),
+            subprotocols: route.subprotocol.as_ref().unwrap_or(&base.subprotocol),
+            cookie: route.cookie.as_ref().unwrap_or(&base.cookie).as_ref(),
+            basic: route.basic.unwrap_or(base.basic),
+        }
+    }
+}
+
 impl Check {
     pub(super) fn token_from(
         &mut self,

@@ -104,12 +104,7 @@ impl Check {
         self.check_quiet_paths(&config.log);
         let longest_message = routes.iter().map(|route| route.websocket.limits.message_bytes).max().unwrap_or_default();
         let memory = self.limits(&config.limits, longest_message);
-        let needs_no_provider =
-            config.routes.iter().any(|route| route.path.as_deref() == Some("/**") && route.methods.is_none())
-                && config.routes.iter().all(|route| matches!(route.auth, AuthMode::None | AuthMode::Deny));
-        if config.providers.is_empty() && !needs_no_provider {
-            self.error("providers", "no provider: nobody could sign in. Add one, for example\nproviders: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]");
-        }
+        self.check_for_provider(config);
         if shared.is_some() && routes.iter().any(|route| is_too_short(&route.websocket)) {
             self.error(
                 "websocket.presence",
@@ -150,8 +145,25 @@ impl Check {
             warnings: Vec::new(),
             files: Vec::new(),
         };
+        self.warn_of_users_code(&policy);
+        let (warnings, files) = (std::mem::take(&mut self.warnings), std::mem::take(&mut self.files));
+        Some(Policy { warnings, files, ..policy })
+    }
+
+    /// Reports a configuration without a provider, unless every route is open or closed to everyone.
+    fn check_for_provider(&mut self, config: &Config) {
+        let needs_no_provider =
+            config.routes.iter().any(|route| route.path.as_deref() == Some("/**") && route.methods.is_none())
+                && config.routes.iter().all(|route| matches!(route.auth, AuthMode::None | AuthMode::Deny));
+        if config.providers.is_empty() && !needs_no_provider {
+            self.error("providers", "no provider: nobody could sign in. Add one, for example\nproviders: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]");
+        }
+    }
+
+    /// Warns of each backend that runs its users' code and is not protected from it.
+    fn warn_of_users_code(&mut self, policy: &Policy) {
         for upstream in policy.upstreams.iter().filter(|upstream| upstream.preset.is_some()) {
-            if isolation_of(&policy, upstream).is_empty() {
+            if isolation_of(policy, upstream).is_empty() {
                 self.warn(format!(
                     "{} runs its users' code, which can call it and name any user: give it its own secret ({}), or let one user alone in (allow.users)",
                     upstream.url,
@@ -159,8 +171,6 @@ impl Check {
                 ));
             }
         }
-        let (warnings, files) = (std::mem::take(&mut self.warnings), std::mem::take(&mut self.files));
-        Some(Policy { warnings, files, ..policy })
     }
 
     /// Returns the names that no client may set under this configuration.
@@ -188,81 +198,76 @@ impl Check {
         resources: &Resources,
     ) -> Vec<Arc<Route>> {
         let mut out = Vec::new();
-        for (index, route) in config.routes.iter().enumerate() {
-            let at = format!("routes[{index}]");
-            let Some(path) = &route.path else {
-                self.error(&at, "has no path; write path: /api/**");
-                continue;
-            };
-            let Some(pattern) = self.ok_or_report(&format!("{at}.path"), Pattern::parse(path)) else { continue };
-            if route.auth != AuthMode::Required && !route.require.is_empty() {
-                self.error(format!("{at}.require"), REQUIRE_WITHOUT_USER);
-            }
-            let mut methods = Vec::new();
-            for method in route.methods.iter().flatten() {
-                if hyper::Method::from_bytes(method.as_bytes()).is_err() || method.to_ascii_uppercase() != *method {
-                    self.error(
-                        format!("{at}.methods"),
-                        format!("\"{method}\" is not a method; write it in capitals, as in GET"),
-                    );
-                }
-                methods.push(method.clone());
-            }
-            if route.methods.as_ref().is_some_and(Vec::is_empty) {
-                self.error(
-                    format!("{at}.methods"),
-                    "is empty: the rule would never match; leave it out for every method",
-                );
-            }
-            if matches!(route.protected_resource, Some(Some(_)))
-                && matches!(route.auth, AuthMode::None | AuthMode::Deny)
-            {
-                self.error(
-                    format!("{at}.protected_resource"),
-                    "has no effect: a rule with this auth reads no token; remove it, or write auth: required",
-                );
-            }
-            let mut require = self.requirement(&format!("{at}.require"), &route.require, Some(&pattern));
-            require.audience = resources.bound(Some(index));
-            let base = &config.token_from;
-            let header = route.token_from.header.as_ref().map_or(base.header.as_ref(), Option::as_ref);
-            let query = route.token_from.query.as_ref().map_or(base.query.as_ref(), Option::as_ref);
-            let message = route.token_from.message.unwrap_or(base.message);
-            let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
-            let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_ref();
-            let basic = route.token_from.basic.unwrap_or(base.basic);
-            let written = WrittenSources { header, message, query, subprotocols, cookie, basic };
-            let mut token_from = self.token_from(&format!("{at}.token_from"), &written, context);
-            let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
-            let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
-            token_from.upstream_secret = upstreams.and_then(|upstreams| upstreams.specs[upstream].secret_in_pages());
-            let websocket =
-                self.websocket(config, &route.websocket, &format!("{at}.websocket"), backend, &context.dialects);
-            let pattern = (path != "/**").then_some(pattern);
-            out.push(Arc::new(Route {
-                label: path.as_str().into(),
-                pattern,
-                methods,
-                auth: route.auth,
-                require,
-                upstream,
-                token_from,
-                websocket,
-            }));
+        for index in 0..config.routes.len() {
+            out.extend(self.route(config, index, upstreams, context, resources).map(Arc::new));
         }
         self.warn_of_case(&out);
         self.warn_of_unused(&out);
-        let base = &config.token_from;
-        let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_ref());
-        let (message, subprotocols, basic) = (base.message, base.subprotocol.as_slice(), base.basic);
-        let written = WrittenSources { header, message, query, subprotocols, cookie, basic };
-        let mut token_from = self.token_from("token_from", &written, context);
+        out.push(Arc::new(self.default_route(config, upstreams, context, resources)));
+        out
+    }
+
+    fn route(
+        &mut self,
+        config: &Config,
+        index: usize,
+        upstreams: Option<&Upstreams>,
+        context: &RouteContext,
+        resources: &Resources,
+    ) -> Option<Route> {
+        let (at, route) = (format!("routes[{index}]"), &config.routes[index]);
+        let Some(path) = &route.path else {
+            self.error(&at, "has no path; write path: /api/**");
+            return None;
+        };
+        let pattern = self.ok_or_report(&format!("{at}.path"), Pattern::parse(path))?;
+        if route.auth != AuthMode::Required && !route.require.is_empty() {
+            self.error(format!("{at}.require"), REQUIRE_WITHOUT_USER);
+        }
+        self.check_methods(&format!("{at}.methods"), route.methods.as_deref());
+        if matches!(route.protected_resource, Some(Some(_))) && matches!(route.auth, AuthMode::None | AuthMode::Deny) {
+            self.error(
+                format!("{at}.protected_resource"),
+                "has no effect: a rule with this auth reads no token; remove it, or write auth: required",
+            );
+        }
+        let mut require = self.requirement(&format!("{at}.require"), &route.require, Some(&pattern));
+        require.audience = resources.bound(Some(index));
+        let written = WrittenSources::of(&config.token_from, &route.token_from);
+        let mut token_from = self.token_from(&format!("{at}.token_from"), &written, context);
+        let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
+        let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
+        token_from.upstream_secret = upstreams.and_then(|upstreams| upstreams.specs[upstream].secret_in_pages());
+        let websocket =
+            self.websocket(config, &route.websocket, &format!("{at}.websocket"), backend, &context.dialects);
+        Some(Route {
+            label: path.as_str().into(),
+            pattern: (path != "/**").then_some(pattern),
+            methods: route.methods.clone().unwrap_or_default(),
+            auth: route.auth,
+            require,
+            upstream,
+            token_from,
+            websocket,
+        })
+    }
+
+    /// Makes the route of requests that no written route matches.
+    fn default_route(
+        &mut self,
+        config: &Config,
+        upstreams: Option<&Upstreams>,
+        context: &RouteContext,
+        resources: &Resources,
+    ) -> Route {
+        let no_keys = config::RouteTokenFrom::default();
+        let mut token_from = self.token_from("token_from", &WrittenSources::of(&config.token_from, &no_keys), context);
         let first = upstreams.and_then(|upstreams| upstreams.specs.first());
         token_from.upstream_secret = first.and_then(UpstreamSpec::secret_in_pages);
         let backend = first.and_then(|first| first.preset);
         let websocket =
             self.websocket(config, &config::RouteWebSocket::default(), "websocket", backend, &context.dialects);
-        out.push(Arc::new(Route {
+        Route {
             label: "default".into(),
             pattern: None,
             methods: Vec::new(),
@@ -271,8 +276,18 @@ impl Check {
             upstream: 0,
             token_from,
             websocket,
-        }));
-        out
+        }
+    }
+
+    fn check_methods(&mut self, at: &str, methods: Option<&[String]>) {
+        for method in methods.unwrap_or_default() {
+            if hyper::Method::from_bytes(method.as_bytes()).is_err() || method.to_ascii_uppercase() != *method {
+                self.error(at, format!("\"{method}\" is not a method; write it in capitals, as in GET"));
+            }
+        }
+        if methods.is_some_and(<[String]>::is_empty) {
+            self.error(at, "is empty: the rule would never match; leave it out for every method");
+        }
     }
 
     /// Warns of two routes whose patterns differ only by letter case: a path in either spelling must satisfy both.
