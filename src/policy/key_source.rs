@@ -52,6 +52,17 @@ pub enum KeySource {
     },
 }
 
+/// The URL from which keys are fetched.
+struct KeysUrl {
+    /// The key of the configuration that it follows from.
+    path: String,
+    /// The text of that key.
+    written: String,
+    url: String,
+    /// Whether it is a discovery document.
+    discovery: bool,
+}
+
 impl Check {
     /// Checks where the keys of a provider come from, unless they are fetched one by one.
     pub(super) fn keys(
@@ -105,27 +116,13 @@ impl Check {
         if let Some(file) = &jwks.file {
             return self.file(&format!("{at}.jwks.file"), file).map(KeySource::Jwks);
         }
-        let below = match preset.keys {
-            DefaultKeys::Below(path) => issuer.map(|issuer| format!("{}{path}", issuer.trim_end_matches('/'))),
-            _ => None,
-        };
-        let below_issuer = jwks.url.is_none() && issuer.is_some() && below.is_some();
-        let (path, text, discovery) = match (&jwks.url, issuer) {
-            (None, Some(_)) if below_issuer => (format!("{at}.issuer"), below.unwrap_or_default(), false),
-            (Some(url), _) => (format!("{at}.jwks.url"), url.clone(), false),
-            (None, Some(issuer)) if preset.keys == DefaultKeys::Discovery => {
-                // OpenID Connect Discovery section 4.1: a trailing slash of the issuer is removed first.
-                let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-                (format!("{at}.issuer"), url, true)
-            }
-            (None, _) if preset.keys.need_issuer() => return None,
-            (None, _) => {
-                self.error(at, "has no keys; write jwks: { url: … }, { file: … } or { pem_file: … }");
-                return None;
-            }
-        };
-        let written = if discovery || below_issuer { issuer.unwrap_or_default() } else { &text };
-        if let Some(message) = missing_scheme(written, None) {
+        self.fetched(at, jwks, preset, issuer)
+    }
+
+    /// Checks keys that are fetched from a URL: the written one, or one that follows from the issuer.
+    fn fetched(&mut self, at: &str, jwks: &config::Jwks, preset: &Preset, issuer: Option<&str>) -> Option<KeySource> {
+        let KeysUrl { path, written, url: text, discovery } = self.keys_url(at, jwks, preset, issuer)?;
+        if let Some(message) = missing_scheme(&written, None) {
             self.error(path, message);
             return None;
         }
@@ -159,6 +156,35 @@ impl Check {
             allow_http: jwks.allow_http,
             token_file: jwks.token_file.as_ref().map(PathBuf::from),
         })
+    }
+
+    /// Returns the URL of the keys.
+    fn keys_url(&mut self, at: &str, jwks: &config::Jwks, preset: &Preset, issuer: Option<&str>) -> Option<KeysUrl> {
+        if let Some(url) = &jwks.url {
+            let path = format!("{at}.jwks.url");
+            return Some(KeysUrl { path, written: url.clone(), url: url.clone(), discovery: false });
+        }
+        let discovery = preset.keys == DefaultKeys::Discovery;
+        let below = match preset.keys {
+            DefaultKeys::Below(path) => Some(path),
+            DefaultKeys::Discovery => Some("/.well-known/openid-configuration"),
+            _ => None,
+        };
+        match (issuer, below) {
+            (Some(issuer), Some(below)) => Some(KeysUrl {
+                path: format!("{at}.issuer"),
+                written: issuer.to_owned(),
+                // OpenID Connect Discovery section 4.1: a trailing slash of the issuer is removed first.
+                url: format!("{}{below}", issuer.trim_end_matches('/')),
+                discovery,
+            }),
+            // That the issuer is missing is reported where it is read.
+            _ if preset.keys.need_issuer() => None,
+            _ => {
+                self.error(at, "has no keys; write jwks: { url: … }, { file: … } or { pem_file: … }");
+                None
+            }
+        }
     }
 
     /// Rejects keys over plain http from another machine, unless that is allowed.
