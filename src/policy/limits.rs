@@ -59,6 +59,11 @@ impl Check {
         ] {
             self.not_zero(&format!("limits.{key}"), Some(Time(value)));
         }
+        self.memory(limits, longest_message)
+    }
+
+    /// Computes the limits on memory, and compares them with the memory of this process.
+    fn memory(&mut self, limits: &Limits, longest_message: usize) -> MemorySpec {
         let header_bytes = limits.header_bytes;
         let (cgroup_bytes, least) = (memory::cgroup_limit(), memory::least_bound(header_bytes));
         let default = memory::default_bound(cgroup_bytes, header_bytes);

@@ -172,21 +172,7 @@ impl Check {
         if config.browser.sign_in_url.is_some() {
             self.error("browser.sign_in_url", "is set beside browser.login, which has a page of its own; keep one");
         }
-        let Some(public_url) = public_url else {
-            if config.public_url.is_none() {
-                self.error(
-                    "browser.login",
-                    "needs public_url, from which the provider's way back is built: public_url: https://nb.example.com",
-                );
-            }
-            return Vec::new();
-        };
-        if public_url.as_str().starts_with("http://") && !is_loopback_name(public_url.host()) {
-            self.error(
-                "public_url",
-                "is plain http, and browser.login needs https: codes and cookies would cross the network in the clear",
-            );
-        }
+        let Some(public_url) = self.login_url(config, public_url) else { return Vec::new() };
         let session_max_age = config
             .browser
             .session
@@ -219,6 +205,26 @@ impl Check {
             }
         }
         out
+    }
+
+    /// Returns `public_url`, if the provider's way back can be built from it.
+    fn login_url<'a>(&mut self, config: &Config, public_url: Option<&'a Origin>) -> Option<&'a Origin> {
+        let Some(public_url) = public_url else {
+            if config.public_url.is_none() {
+                self.error(
+                    "browser.login",
+                    "needs public_url, from which the provider's way back is built: public_url: https://nb.example.com",
+                );
+            }
+            return None;
+        };
+        if public_url.as_str().starts_with("http://") && !is_loopback_name(public_url.host()) {
+            self.error(
+                "public_url",
+                "is plain http, and browser.login needs https: codes and cookies would cross the network in the clear",
+            );
+        }
+        Some(public_url)
     }
 
     fn login_provider(
@@ -280,30 +286,8 @@ impl Check {
             self.error(at, "has no client_id; write the id of the client that you registered at the provider");
         }
         let credential = self.client_credential(at, login);
-        let scopes = login.scopes.clone().unwrap_or_else(|| vec!["openid".to_owned(), "email".to_owned()]);
-        if !scopes.iter().any(|scope| scope == "openid") {
-            self.error(format!("{at}.scopes"), "lacks openid, without which a provider gives no ID token; add openid");
-        }
-        for (index, scope) in scopes.iter().enumerate() {
-            // The characters allowed by RFC 6749 section 3.3.
-            let fits = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
-            if scope.is_empty() || !scope.bytes().all(fits) {
-                self.error(
-                    format!("{at}.scopes[{index}]"),
-                    format!("\"{scope}\" is not one scope; write each by itself"),
-                );
-            }
-        }
-        for name in login.parameters.keys() {
-            if RESERVED_PARAMETERS.contains(&name.as_str()) {
-                let key = match name.as_str() {
-                    "scope" => "; here it is `scopes`",
-                    "prompt" | "max_age" | "client_id" => "; it is a key of its own",
-                    _ => "",
-                };
-                self.error(format!("{at}.parameters.{name}"), format!("is set by Vestibule itself{key}"));
-            }
-        }
+        let scopes = self.scopes(at, login);
+        self.check_parameters(at, login);
         let is_open = preset_named(provider.preset).is_some_and(|preset| preset.quirks.is_open_to_everyone);
         if is_open && provider.allow.is_empty() && provider.require.claims.is_empty() {
             self.warn_at(at, format!(
@@ -334,6 +318,38 @@ impl Check {
             claims,
             client_id,
         })
+    }
+
+    fn scopes(&mut self, at: &str, login: &config::Login) -> Vec<String> {
+        let scopes = login.scopes.clone().unwrap_or_else(|| vec!["openid".to_owned(), "email".to_owned()]);
+        if !scopes.iter().any(|scope| scope == "openid") {
+            self.error(format!("{at}.scopes"), "lacks openid, without which a provider gives no ID token; add openid");
+        }
+        for (index, scope) in scopes.iter().enumerate() {
+            // The characters allowed by RFC 6749 section 3.3.
+            let fits = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+            if scope.is_empty() || !scope.bytes().all(fits) {
+                self.error(
+                    format!("{at}.scopes[{index}]"),
+                    format!("\"{scope}\" is not one scope; write each by itself"),
+                );
+            }
+        }
+        scopes
+    }
+
+    /// Rejects parameters that every request to the provider has.
+    fn check_parameters(&mut self, at: &str, login: &config::Login) {
+        for name in login.parameters.keys() {
+            if RESERVED_PARAMETERS.contains(&name.as_str()) {
+                let key = match name.as_str() {
+                    "scope" => "; here it is `scopes`",
+                    "prompt" | "max_age" | "client_id" => "; it is a key of its own",
+                    _ => "",
+                };
+                self.error(format!("{at}.parameters.{name}"), format!("is set by Vestibule itself{key}"));
+            }
+        }
     }
 }
 

@@ -224,14 +224,7 @@ impl Check {
             self.audience(at, provider, preset, &name, keys.as_ref(), signs_in)
         };
         let audience = audience.map(|audience| audience.or_one_of(resources));
-        let user_id = match provider.user_id.as_deref() {
-            // `sub` is the raw claim here: this key is what defines the user id.
-            None | Some("sub") => Some(Claim::Name("sub".to_owned())),
-            Some(text) => self.ok_or_report(&format!("{at}.user_id"), Claim::parse(text)),
-        };
-        if let Some(claim) = &user_id {
-            self.warn_of_user_id(at, claim, provider, preset);
-        }
+        let user_id = self.user_id(at, provider, preset);
         if let Some(skew) = provider.clock_skew.filter(|skew| skew.0 > MOST_USUAL_SKEW) {
             self.warn_at(
                 format!("{at}.clock_skew"),
@@ -245,24 +238,9 @@ impl Check {
         {
             self.error(format!("{at}.user_prefix"), "must be visible ASCII, since it stands in a header");
         }
-        let mut require = self.requirement(&format!("{at}.require"), &provider.require, None);
-        if let Some((claim, value)) = preset.required_claim.filter(|(claim, _)| !provider.require.contains_key(*claim))
-        {
-            require.claims.push((Claim::Name(claim.to_owned()), vec![Expected::Value(value.into())]));
-        }
-        if let Some(signers) = &provider.signer {
-            let signers = signers.0.iter().map(|signer| Expected::Value(signer.as_str().into())).collect();
-            require.claims.push((Claim::Name("signer".to_owned()), signers));
-        }
+        let require = self.required_claims(at, provider, preset);
         self.allowed(at, &provider.allow);
-        let usual = [preset.accept];
-        let accept = provider.accept.as_deref().unwrap_or(&usual);
-        if accept.contains(&Accept::Template) && !preset.quirks.has_template_tokens {
-            self.error(format!("{at}.accept"), "template is a kind of Clerk's tokens");
-        }
-        if accept.is_empty() {
-            self.error(format!("{at}.accept"), "is empty: no token could be accepted");
-        }
+        let accept = self.kinds(at, provider, preset);
         Some(ProviderSpec {
             name,
             preset: preset.name,
@@ -286,12 +264,51 @@ impl Check {
                 email_domains: provider.allow.email_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
             },
             trust_unverified_email: provider.trust_unverified_email,
-            accept: Kinds {
-                access_token: accept.contains(&Accept::AccessToken),
-                id_token: accept.contains(&Accept::IdToken),
-                template: accept.contains(&Accept::Template),
-            },
+            accept,
         })
+    }
+
+    fn user_id(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Option<Claim> {
+        let user_id = match provider.user_id.as_deref() {
+            // `sub` is the raw claim here: this key is what defines the user id.
+            None | Some("sub") => Some(Claim::Name("sub".to_owned())),
+            Some(text) => self.ok_or_report(&format!("{at}.user_id"), Claim::parse(text)),
+        };
+        if let Some(claim) = &user_id {
+            self.warn_of_user_id(at, claim, provider, preset);
+        }
+        user_id
+    }
+
+    /// Returns the claims that every token must have: those of `require`, the preset's, and the signer.
+    fn required_claims(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Requirement {
+        let mut require = self.requirement(&format!("{at}.require"), &provider.require, None);
+        if let Some((claim, value)) = preset.required_claim.filter(|(claim, _)| !provider.require.contains_key(*claim))
+        {
+            require.claims.push((Claim::Name(claim.to_owned()), vec![Expected::Value(value.into())]));
+        }
+        if let Some(signers) = &provider.signer {
+            let signers = signers.0.iter().map(|signer| Expected::Value(signer.as_str().into())).collect();
+            require.claims.push((Claim::Name("signer".to_owned()), signers));
+        }
+        require
+    }
+
+    /// Returns the accepted kinds of token.
+    fn kinds(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Kinds {
+        let usual = [preset.accept];
+        let accept = provider.accept.as_deref().unwrap_or(&usual);
+        if accept.contains(&Accept::Template) && !preset.quirks.has_template_tokens {
+            self.error(format!("{at}.accept"), "template is a kind of Clerk's tokens");
+        }
+        if accept.is_empty() {
+            self.error(format!("{at}.accept"), "is empty: no token could be accepted");
+        }
+        Kinds {
+            access_token: accept.contains(&Accept::AccessToken),
+            id_token: accept.contains(&Accept::IdToken),
+            template: accept.contains(&Accept::Template),
+        }
     }
 
     /// Warns of a user id claim that users can change: with it one user could become another.

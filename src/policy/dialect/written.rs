@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{CLOSE_KEYS, DialectSpec, Dialects, Expectation, FieldSpec, MessageSpec, PingSpec};
+use super::{CLOSE_KEYS, Close, DialectSpec, Dialects, Expectation, FieldSpec, MessageSpec, PingSpec};
 use crate::config::{self, Config, CookieChoice};
 use crate::policy::check::Check;
 use crate::policy::{CookieSource, ReservedNames};
@@ -110,20 +110,7 @@ impl Check {
             }
             ping.reply.clone().map(|reply| PingSpec { matches, reply })
         });
-        let mut close = Vec::new();
-        for (key, code) in &dialect.close {
-            let path = format!("{at}.close.{key}");
-            match CLOSE_KEYS.iter().find(|(name, _)| name == key) {
-                None => {
-                    let known: Vec<&str> = CLOSE_KEYS.iter().map(|(name, _)| *name).collect();
-                    self.error(path, format!("unknown key; known here: {}", known.join(", ")));
-                }
-                Some(_) if !is_sendable(*code) => {
-                    self.error(path, format!("{code} cannot be sent in a Close; write 1008, 1011, or 3000 to 4999"));
-                }
-                Some((_, close_key)) => close.push((*close_key, *code)),
-            }
-        }
+        let close = self.close_codes(at, &dialect.close);
         for (index, pointer) in dialect.header_maps.iter().enumerate() {
             if !pointer.starts_with('/') {
                 let at = format!("{at}.header_maps[{index}]");
@@ -157,6 +144,25 @@ impl Check {
             subprotocol: None,
             field: None,
         }
+    }
+
+    /// Returns the close codes that a dialect has in place of the usual ones.
+    fn close_codes(&mut self, at: &str, written: &BTreeMap<String, u16>) -> Vec<(Close, u16)> {
+        let mut close = Vec::new();
+        for (key, code) in written {
+            let path = format!("{at}.close.{key}");
+            match CLOSE_KEYS.iter().find(|(name, _)| name == key) {
+                None => {
+                    let known: Vec<&str> = CLOSE_KEYS.iter().map(|(name, _)| *name).collect();
+                    self.error(path, format!("unknown key; known here: {}", known.join(", ")));
+                }
+                Some(_) if !is_sendable(*code) => {
+                    self.error(path, format!("{code} cannot be sent in a Close; write 1008, 1011, or 3000 to 4999"));
+                }
+                Some((_, close_key)) => close.push((*close_key, *code)),
+            }
+        }
+        close
     }
 
     fn matches(&mut self, at: &str, written: &BTreeMap<String, Value>) -> Vec<(String, Expectation)> {
