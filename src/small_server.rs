@@ -216,15 +216,25 @@ async fn serve_request<H, F>(
 /// connection, and the client would lose the response.
 async fn close_gracefully(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.shutdown().await?;
-    let mut discarded = [0; 1024];
-    let mut left = MAX_LINGER_BYTES;
-    while left > 0 {
-        match stream.read(&mut discarded).await? {
-            0 => break,
-            length => left = left.saturating_sub(length),
+    discard_until_closed(&mut stream, &mut [0; 1024], MAX_LINGER_BYTES).await
+}
+
+/// Reads until the peer closes its side or has sent more than `left` bytes, for all lingering closes. Callers limit the
+/// time.
+///
+/// # Errors
+/// Returns the error of the stream.
+pub async fn discard_until_closed(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut [u8],
+    mut left: usize,
+) -> io::Result<()> {
+    loop {
+        match left.checked_sub(stream.read(buffer).await?) {
+            Some(further) if further < left => left = further,
+            _ => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// Binds a Unix socket with this mode. The file of a process that was killed is replaced. It must be called inside a

@@ -10,13 +10,14 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::DiscardLimits;
 use super::refusal::{Refusal, refusal_bytes};
 use super::socket::Socket;
+use crate::small_server::discard_until_closed;
 use crate::telemetry::RequestId;
 
 /// The time that a client has to read its response.
@@ -132,7 +133,7 @@ impl LingerPlace {
                 if let Side::Open = side {
                     socket.shutdown().await?;
                 }
-                read_away(&mut socket, limits.bytes).await
+                discard_until_closed(&mut socket, &mut [0; 8 << 10], limits.bytes).await
             });
             tokio::select! {
                 _ = reading => {}
@@ -158,16 +159,5 @@ enum Side {
 impl Drop for LingerPlace {
     fn drop(&mut self) {
         lock(&self.lingering).by_id.remove(&self.id);
-    }
-}
-
-/// Reads at most `left` bytes, until the client closes its side.
-async fn read_away(socket: &mut Socket, mut left: usize) -> io::Result<()> {
-    let mut discarded = [0; 8 << 10];
-    loop {
-        match left.checked_sub(socket.read(&mut discarded).await?) {
-            Some(further) if further < left => left = further,
-            _ => return Ok(()),
-        }
     }
 }

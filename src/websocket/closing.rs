@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::frame::{Opcode, encode};
 use crate::http::Socket;
+use crate::small_server::discard_until_closed;
 
 /// The time that a client has to receive the Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -41,9 +42,7 @@ pub(super) async fn close_gracefully(mut client: Socket, message: Option<String>
     let _ = timeout(LINGER, async {
         client.write_all(&bytes).await?;
         client.shutdown().await?;
-        let mut discarded = [0; 512];
-        while client.read(&mut discarded).await? > 0 {}
-        Ok::<_, std::io::Error>(())
+        discard_until_closed(&mut client, &mut [0; 512], usize::MAX).await
     })
     .await;
 }
