@@ -30,7 +30,7 @@ use crate::http::{ClientStream, Connection, LingerLimit, Refusal, RequestPhase, 
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, ClientConnection};
 use crate::runtime::{ConnectionCount, Limit, ProxyState};
-use crate::small_server::{ACCEPT_RETRY_DELAY, Listener, unix_listener};
+use crate::small_server::{Listener, accept, unix_listener};
 use crate::workers::Workers;
 
 use accepted_socket::AcceptedSocket;
@@ -230,20 +230,11 @@ impl Acceptor {
     async fn accept(self, listener: Listener) {
         let closing = self.state.drain.closing_token();
         loop {
-            let accepted = tokio::select! {
+            let (socket, peer) = tokio::select! {
                 () = closing.cancelled() => break,
-                accepted = accept_next(&listener) => accepted,
+                accepted = accept(|| accept_next(&listener)) => accepted,
             };
-            match accepted {
-                Ok((socket, peer)) => self.accept_or_reject(socket, peer).await,
-                // The client has closed the connection already.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // Usually no file descriptor is free, which takes time to change.
-                    tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
-                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-                }
-            }
+            self.accept_or_reject(socket, peer).await;
         }
         // The clients of queued connections are already connected from their side, so these are served as well. The
         // listener is closed first, so that no further ones are queued.

@@ -42,7 +42,7 @@ const MAX_LINGER_BYTES: usize = 1 << 20;
 /// Upper bound on a request head.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 /// The pause before accepting is retried, when no file descriptor is free.
-pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A complete response.
 pub type FullResponse = Response<Full<Bytes>>;
@@ -161,11 +161,13 @@ impl Listener {
     }
 }
 
-/// Accepts, and retries what fails: usually no file descriptor is free, which takes time to change.
+/// Accepts, and retries what fails: usually no file descriptor is free, which takes time to change. A connection that its
+/// client has closed already is no failure.
 pub async fn accept<T, A: Future<Output = io::Result<T>>>(mut next: impl FnMut() -> A) -> T {
     loop {
         match next().await {
             Ok(accepted) => return accepted,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
@@ -280,9 +282,14 @@ mod tests {
         let mut attempts = 0;
         let accepted = accept(|| {
             attempts += 1;
-            std::future::ready(if attempts > 3 { Ok(attempts) } else { Err(io::Error::other("no descriptor")) })
+            std::future::ready(match attempts {
+                1..=3 => Err(io::Error::other("no descriptor")),
+                // The client has closed the connection, and the next one need not wait.
+                4 => Err(io::ErrorKind::ConnectionAborted.into()),
+                _ => Ok(attempts),
+            })
         });
-        assert_eq!(accepted.await, 4);
+        assert_eq!(accepted.await, 5);
         assert_eq!(began.elapsed(), 3 * ACCEPT_RETRY_DELAY);
     }
 }
