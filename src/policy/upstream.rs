@@ -348,6 +348,17 @@ impl Check {
     }
 }
 
+/// Returns whether a URL has a user or a password, or may have one: of a URL that cannot be parsed nobody can say where its
+/// authority ends, since a password may have a slash in it.
+fn may_have_user(text: &str) -> bool {
+    let is_in_authority = |url: Url| {
+        let written = text.split_once(':').map_or(text, |(_, rest)| rest).trim_start_matches(['/', '\\']);
+        let authority = written.split(['/', '\\', '?', '#']).next().unwrap_or_default();
+        authority.contains('@') || !url.username().is_empty() || url.password().is_some()
+    };
+    text.contains('@') && Url::parse(text).ok().filter(Url::has_host).is_none_or(is_in_authority)
+}
+
 fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
     if let Some(path) = text.strip_prefix("unix:") {
         if !path.starts_with('/') {
@@ -355,7 +366,7 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
         }
         return Ok((UpstreamAddress::Unix(PathBuf::from(path)), "localhost".to_owned()));
     }
-    if text.contains('@') {
+    if may_have_user(text) {
         return Err("has a user or password in it; the backend's own secret goes into upstream.credential".to_owned());
     }
     // A query may hold a secret too.
