@@ -83,7 +83,7 @@ impl ResolvesServerCert for CurrentCertificate {
     }
 }
 
-/// Loads a certificate as the start does, and returns when it expires.
+/// Loads a certificate as the start does, and returns when it or another one of its chain expires.
 ///
 /// # Errors
 /// Returns an error when the certificate cannot be used.
@@ -92,7 +92,7 @@ pub(super) fn check(files: &CertificateFiles) -> Result<CertificateExpiry, Certi
 }
 
 /// Loads a certificate and makes an acceptor that uses it. A task replaces it when its files change, until `closing`
-/// is cancelled. `gauges` get the time when the current one expires.
+/// is cancelled. `gauges` get the time when the current one, or another one of its chain, expires.
 ///
 /// # Errors
 /// Returns an error when the certificate cannot be used.
@@ -187,7 +187,7 @@ fn modification_marks(files: &CertificateFiles) -> Marks {
     Some([mark_of(&files.certificate).ok()?, mark_of(&files.key).ok()?])
 }
 
-/// A certificate that can be used, and when it expires.
+/// A certificate that can be used, and when it or another one of its chain expires.
 #[derive(Debug)]
 struct LoadedCertificate {
     key: Arc<CertifiedKey>,
@@ -205,10 +205,10 @@ fn load(files: &CertificateFiles) -> Result<LoadedCertificate, CertificateError>
         line,
         source,
     })?;
-    let Some(leaf) = chain.first() else {
+    if chain.is_empty() {
         return Err(CertificateError::NoPem { path: certificate, what: "certificate" });
-    };
-    let expiry = CertificateExpiry::of(leaf);
+    }
+    let expiry = CertificateExpiry::of(&chain);
     let private_key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
         .map_err(|_| CertificateError::NoPem { path: key.clone(), what: "private key" })?;
     let signing_key = match aws_lc_rs::default_provider().key_provider.load_private_key(private_key) {

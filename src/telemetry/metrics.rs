@@ -156,7 +156,7 @@ impl Default for Metrics {
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION"), revision: REVISION }).set(1);
         registry.register("limited", "Requests and connections that were refused at a limit", limited.clone());
         registry.register("connections_open", "Client connections, including sockets", connections.clone());
-        let at = "Time when the certificate of a listener expires";
+        let at = "Time when a certificate of a listener's chain expires, the first of all to do so";
         registry.register("certificate_not_after_timestamp_seconds", at, certificates.clone());
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
         let is_current = "Whether the configuration on disk was accepted when it was last read";
@@ -209,7 +209,8 @@ impl Metrics {
         self.connections.get_or_create_owned(&OfListener { listener: listener.into() })
     }
 
-    /// Returns the Unix time, in seconds, when the certificate of a listener with TLS expires. 0 if that cannot be read.
+    /// Returns the Unix time, in seconds, when a certificate of the chain of a listener with TLS expires, the first of all to
+    /// do so. 0 if that cannot be read.
     #[must_use]
     pub fn certificate_not_after(&self, listener: &str) -> Gauge {
         self.certificates.get_or_create_owned(&OfListener { listener: listener.into() })

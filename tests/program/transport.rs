@@ -234,12 +234,8 @@ async fn a_certificate_that_expires_is_said_in_the_log_the_check_the_metrics_and
             |listener| format!("vestibule_certificate_not_after_timestamp_seconds{{listener=\"{listener}\"}} {end}");
         ["127.0.0.1:0", "localhost:0"].map(metric)
     };
-    let says = |what: &str| {
-        format!(
-            "the certificate in {} {what}: replace the file by a renewed one, which is loaded without a restart",
-            certificate.path()
-        )
-    };
+    let remedy = "replace the file by a renewed one, which is loaded without a restart";
+    let says = |what: &str| format!("the certificate in {} {what}: {remedy}", certificate.path());
     let warning = says("expired 665 days ago; clients refuse it");
     let line = proxy.logged("the warning", |line| line.contains(&warning)).await;
     assert!(line.contains("\"level\":\"warn\""), "{line}");
@@ -269,11 +265,25 @@ async fn a_certificate_that_expires_is_said_in_the_log_the_check_the_metrics_and
     let text = get(admin, "/metrics", &[]).await.body;
     assert!(metrics(soon).iter().all(|metric| text.lines().any(|line| line == metric)), "{text}");
     assert!(check().contains(&warning), "{}", check());
-    // One that has longer is not warned of.
-    let (pem, new_key) = authority.issue_until("localhost", now + 8 * DAY);
+    // Its own certificate has longer, and an intermediate one has expired.
+    let (pem, new_key) = authority.issue_chain_until("localhost", now + 30 * DAY, expired);
     std::fs::write(&certificate.0, pem).expect("written");
     std::fs::write(&key.0, new_key).expect("written");
-    assert!(!check().contains("the certificate in"), "{}", check());
+    let warning = format!(
+        "certificate 2 of the chain in {} expired 665 days ago; clients refuse the chain: {remedy}",
+        certificate.path()
+    );
+    proxy.logged("the warning about the chain", |line| line.contains(&warning)).await;
+    let text = get(admin, "/metrics", &[]).await.body;
+    assert!(metrics(expired).iter().all(|metric| text.lines().any(|line| line == metric)), "{text}");
+    let page = get(admin, "/status", &[]).await.body;
+    assert!(page.contains(sentence), "{page}");
+    assert!(check().contains(&warning), "{}", check());
+    // One that has longer is not warned of.
+    let (pem, new_key) = authority.issue_chain_until("localhost", now + 8 * DAY, now + 9 * DAY);
+    std::fs::write(&certificate.0, pem).expect("written");
+    std::fs::write(&key.0, new_key).expect("written");
+    assert!(!check().contains(remedy), "{}", check());
 }
 
 #[tokio::test]

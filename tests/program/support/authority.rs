@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -35,6 +35,18 @@ impl Authority {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("params");
         params.not_after = rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(end);
         self.issue_params(params)
+    }
+
+    /// Issues a certificate through an intermediate authority, each valid until a Unix time. Returns both and the key.
+    pub fn issue_chain_until(&self, name: &str, end: u64, intermediate_end: u64) -> (String, String) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.distinguished_name.push(DnType::CommonName, "intermediate");
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(intermediate_end);
+        let key = KeyPair::generate().expect("key");
+        let intermediate = Self(CertifiedIssuer::signed_by(params, key, &self.0).expect("authority"));
+        let (certificate, key) = intermediate.issue_until(name, end);
+        (certificate + &intermediate.0.pem(), key)
     }
 
     fn issue_params(&self, params: CertificateParams) -> (String, String) {
