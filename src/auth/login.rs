@@ -53,10 +53,13 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum length of a provider's response, in bytes.
 const BODY_BYTES: usize = 64 << 10;
 
+/// The reason of a request that `limits.login_requests` leaves no room for.
+const TOO_MANY_REQUESTS: &str = "too many requests to the provider are under way (limits.login_requests)";
+
 /// The reason why a sign-in or a renewal failed. It never contains a code, a state or a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginError {
-    /// The provider cannot be reached, or too many requests to it are in progress.
+    /// The provider cannot be reached, or too many requests of open sessions to it are in progress.
     #[error("{reason}")]
     Unavailable {
         /// The reason, for the log.
@@ -64,6 +67,9 @@ pub enum LoginError {
         /// The provider's `Retry-After`.
         retry_after: Option<Duration>,
     },
+    /// Too many requests of sign-ins to the provider are in progress.
+    #[error("{}", TOO_MANY_REQUESTS)]
+    TooManySignIns,
     /// The provider refused a pushed authorization request.
     #[error("the pushed authorization request endpoint answered {0}")]
     PushRefused(String),
@@ -100,10 +106,6 @@ pub enum LoginError {
 impl LoginError {
     fn unavailable(reason: String, retry_after: Option<Duration>) -> Self {
         Self::Unavailable { reason, retry_after }
-    }
-
-    fn too_many_requests() -> Self {
-        Self::down("too many requests to the provider are under way (limits.login_requests)".to_owned())
     }
 
     /// Makes the error for a failure of this process, which counts as unavailable.
@@ -154,12 +156,13 @@ impl Login {
 
     /// Takes a permit for a request of a sign-in, which any client can cause. It does not wait.
     fn sign_in_permit(&self, client: Option<IpAddr>) -> Result<RequestPermit, LoginError> {
-        self.requests.try_acquire(client).ok_or_else(LoginError::too_many_requests)
+        self.requests.try_acquire(client).ok_or(LoginError::TooManySignIns)
     }
 
     /// Takes a permit for a request of an open session. It waits, since only signed-in users can cause such requests.
     async fn session_permit(&self) -> Result<RequestPermit, LoginError> {
-        self.renewals.acquire(TIMEOUT).await.ok_or_else(LoginError::too_many_requests)
+        let permit = self.renewals.acquire(TIMEOUT).await;
+        permit.ok_or_else(|| LoginError::down(TOO_MANY_REQUESTS.to_owned()))
     }
 
     /// Returns the provider's discovery document.

@@ -267,6 +267,10 @@ impl SignInRequest<'_> {
                 wait = Some(retry_after.map_or(DEFAULT_RETRY, |wait| wait.as_secs().max(1)));
                 (AuditEvent::SignInFailed(SignInOutcome::Unavailable), pages::provider_down())
             }
+            LoginError::TooManySignIns => {
+                wait = Some(DEFAULT_RETRY);
+                (AuditEvent::SignInFailed(SignInOutcome::Unavailable), pages::too_many_sign_ins())
+            }
             LoginError::PushRefused(_) => {
                 wait = Some(DEFAULT_RETRY);
                 (AuditEvent::SignInFailed(SignInOutcome::Unavailable), pages::provider_down())

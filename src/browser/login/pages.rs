@@ -180,6 +180,15 @@ pub(super) fn provider_down() -> Page {
     .with(&try_again("/"))
 }
 
+pub(super) fn too_many_sign_ins() -> Page {
+    Page::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "Signing in is not possible now",
+        "Too many sign-ins are under way. Try again in a moment. People who are signed in stay signed in.",
+    )
+    .with(&try_again("/"))
+}
+
 pub(super) fn no_refresh_token() -> Page {
     Page::new(
         StatusCode::BAD_REQUEST,

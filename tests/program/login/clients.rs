@@ -165,6 +165,7 @@ async fn sign_ins_beyond_the_limit_of_requests_are_503() {
     fixture.provider.answerer.asked_times(before + 1).await;
     let answer = second.come_back(&two).await;
     assert_eq!((answer.status, answer.field("retry-after")), (503, Some("5")));
+    assert!(answer.body.contains("Too many sign-ins are under way. Try again in a moment."), "{}", answer.body);
     fixture.provider.answerer.open();
     assert_eq!(waiting.await.expect("done"), 303);
 }
