@@ -72,9 +72,9 @@ const OTHER_OUTCOMES: [&str; 38] = [
     "draining",
 ];
 
-/// Returns whether docs/operation.md has this value of `outcome`.
-pub(super) fn is_documented(name: &str) -> bool {
-    TOKEN_OUTCOMES.contains(&name) || OTHER_OUTCOMES.contains(&name)
+/// Returns every value of `outcome` in access lines.
+pub(super) fn all() -> impl Iterator<Item = &'static str> {
+    TOKEN_OUTCOMES.into_iter().chain(OTHER_OUTCOMES)
 }
 
 /// The `outcome` of an access line.

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::OfRoute;
 use crate::telemetry::Label;
-use crate::telemetry::outcome::OUTCOMES;
+use crate::telemetry::outcome;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Opened {
@@ -109,7 +109,7 @@ impl Sockets {
             passed: RwLock::default(),
             query_tokens: Family::default(),
         };
-        for reason in OUTCOMES.into_iter().filter(|outcome| !NOT_REFUSED.contains(outcome)) {
+        for reason in outcome::all().filter(|outcome| !NOT_REFUSED.contains(outcome)) {
             this.refused.get_or_create_owned(&Refused { reason });
         }
         for action in EXPIRIES {
