@@ -193,6 +193,12 @@ impl CloseReason {
         }
     }
 
+    /// Returns whether a token was refused for a reason that says nothing about it: it may be accepted later.
+    #[must_use]
+    pub(super) const fn is_temporary(self) -> bool {
+        matches!(self, Self::AuthUnavailable | Self::TooManyConnections)
+    }
+
     /// Writes the error message in a dialect's form; `None` where there is none. `copies` are the values that are
     /// copied from the message being answered.
     #[must_use]

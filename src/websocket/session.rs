@@ -401,6 +401,11 @@ impl Session {
         if self.refreshes.count_refused() {
             return self.close(CloseReason::TooManyRefreshes);
         }
+        self.report_error(message)
+    }
+
+    /// Answers the current message with an error, after which the session goes on.
+    fn report_error(&self, message: &str) -> Vec<Action> {
         let template = self.dialect.as_ref().and_then(|dialect| dialect.error.as_ref());
         let values = Values { message, copies: &self.reply_copies, ..Values::default() };
         template.map(|template| Action::Send(render(template, &values))).into_iter().collect()
@@ -430,6 +435,8 @@ impl Session {
             // The message that carried the token is dropped, so the messages after it cannot be forwarded in order.
             Verdict::Refused(reason) if acknowledgement == Acknowledgement::None => self.close(reason),
             Verdict::AnotherUser if acknowledgement == Acknowledgement::None => self.close(CloseReason::InvalidToken),
+            // Five outages, or another client at the same address, must not end the session for good.
+            Verdict::Refused(reason) if reason.is_temporary() => self.report_error(&refresh_failed(reason)),
             Verdict::Refused(reason) => self.refuse_refresh(&refresh_failed(reason)),
             Verdict::AnotherUser => self.refuse_refresh("Token refresh failed: another user"),
             Verdict::Denied => self.close(CloseReason::Denied),

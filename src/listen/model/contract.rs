@@ -524,7 +524,12 @@ impl Contract {
     fn refresh_verdict(&mut self, verdict: Verdict) {
         let refused = match verdict {
             Verdict::Bad => Some("Invalid authentication token"),
-            Verdict::Late => Some("Authentication service unavailable"),
+            // It says nothing about the token, and does not count.
+            Verdict::Late => {
+                let message = "error: Token refresh failed: Authentication service unavailable";
+                self.tell_client(Item::Proxy(message.to_owned()));
+                return self.after_refresh();
+            }
             Verdict::User(User::Alice) if self.is_revoked => Some("Invalid authentication token"),
             Verdict::User(user) if Some(user) != self.user => Some("another user"),
             Verdict::User(_) => None,
@@ -540,6 +545,10 @@ impl Contract {
             self.session_end = self.end_of_new_token();
             self.tell_client(Item::Proxy("auth_refreshed".to_owned()));
         }
+        self.after_refresh();
+    }
+
+    fn after_refresh(&mut self) {
         if std::mem::take(&mut self.has_queued_refresh) {
             self.ask();
         } else if self.now >= self.session_end {

@@ -236,6 +236,31 @@ fn refused_refreshes_keep_the_old_identity_and_five_in_a_row_end_it() {
 }
 
 #[test]
+fn a_refresh_that_could_not_be_judged_is_no_refusal_of_its_token() {
+    let mut session = opened();
+    let mut refuse = |attempt: u64, reason| {
+        let now = NOW + attempt * 2_000;
+        refresh(&mut session, now);
+        shown(&session.on(Event::Verdict(Verdict::Refused(reason)), now))
+    };
+    for attempt in 0..10 {
+        for (reason, message) in [
+            (CloseReason::TooManyConnections, "Too many connections"),
+            (CloseReason::AuthUnavailable, "Authentication service unavailable"),
+        ] {
+            let said = refuse(attempt, reason);
+            assert_eq!(said, [format!(r#"{{"type":"error","message":"Token refresh failed: {message}"}}"#)]);
+        }
+    }
+    // It does not interrupt a row of refusals either.
+    for attempt in 11..15 {
+        refuse(attempt, CloseReason::InvalidToken);
+        refuse(attempt, CloseReason::AuthUnavailable);
+    }
+    assert_eq!(refuse(16, CloseReason::InvalidToken), ["Too many refreshes 1008 Too many refreshes"]);
+}
+
+#[test]
 fn an_accepted_refresh_forgets_the_refusals() {
     let mut session = opened();
     for attempt in 0..4 {
@@ -359,6 +384,8 @@ fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
     for (verdict, expected) in [
         (Verdict::Refused(CloseReason::InvalidToken), (4001, "Invalid token")),
         (Verdict::Refused(CloseReason::ExpiredOnArrival), (4001, "Token expired")),
+        (Verdict::Refused(CloseReason::TooManyConnections), (1013, "Try again later")),
+        (Verdict::Refused(CloseReason::AuthUnavailable), (1013, "Try again later")),
         (Verdict::AnotherUser, (4001, "Invalid token")),
         (Verdict::Denied, (4001, "Access denied")),
         (Verdict::IdentityChanged, (1012, "Identity changed")),
