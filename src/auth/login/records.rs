@@ -447,7 +447,7 @@ impl LoginSessions {
                     });
                 }
                 // The record is kept, and the session is rejected by it.
-                Err(full) => tracing::error!(reason = %full, "the end of a session could not be recorded"),
+                Err(full) => tracing::error!(error = %full, "ending a session failed"),
             }
         }
         session.note_change(self);

@@ -166,7 +166,7 @@ pub(super) fn just_ended() -> Page {
     Page::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "Your session was ended a moment ago",
-        "Your provider or an administrator has ended your sessions. You can sign in again in a minute.",
+        "Your provider or an administrator has ended your sessions. You can sign in again in a moment.",
     )
     .with(&try_again("/"))
 }
