@@ -143,7 +143,7 @@ impl ProxyState {
         self.notifier.notify();
         let published: Vec<_> = revocations.iter_mut().filter_map(Revocation::published).collect();
         let limit = self.instances.as_ref().map(SharedState::timeout).unwrap_or_default();
-        let saving = tokio::task::spawn_blocking(|| revocations.into_iter().try_for_each(Revocation::save));
+        let saving = tokio::task::spawn_blocking(|| Revocation::save_all(revocations));
         let publishing = tokio::time::timeout(limit, async {
             for written in published {
                 written.await.map_err(|_| NotSaved::NotShared)?;

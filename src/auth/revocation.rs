@@ -117,6 +117,15 @@ impl Revocation {
         let Some(file) = &self.file else { return Ok(()) };
         file.append(&self.record, self.now)
     }
+
+    /// Saves each of these. One that cannot be saved does not keep the others from it: the file is written anew before the
+    /// next append, which may succeed.
+    ///
+    /// # Errors
+    /// Returns the first error of [`Self::save`].
+    pub fn save_all(revocations: Vec<Self>) -> Result<(), RevocationFileError> {
+        revocations.into_iter().map(Self::save).fold(Ok(()), Result::and)
+    }
 }
 
 /// Logs that a revocation could not be saved.

@@ -117,6 +117,15 @@ impl RevocationFile {
     }
 }
 
+#[cfg(test)]
+impl RevocationFile {
+    /// Makes the next append fail, after which the file is written anew.
+    pub(super) fn fill_disk_once(&self) {
+        let full = OpenOptions::new().write(true).open("/dev/full").expect("opens");
+        self.open.lock().expect("lock").file = full;
+    }
+}
+
 fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,

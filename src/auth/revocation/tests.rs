@@ -1,5 +1,7 @@
 //! Tests of revocations.
 
+use std::path::PathBuf;
+
 use super::*;
 
 const KEEP: Duration = Duration::from_secs(60);
@@ -100,4 +102,37 @@ fn entries_of_other_instances_load_beyond_the_limit_and_go_when_they_have_expire
     assert!(!revocations.merge(&entry(EntryKind::Revocation, 1, 150), 300), "it has expired");
     revocations.remove_expired(300 + KEEP.as_secs());
     assert_eq!(revocations.count(), 0, "one of its own too");
+}
+
+/// A file with revocations that the test removes.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("vestibule-sign-outs-{name}-{}", std::process::id())))
+    }
+
+    fn attached(&self) -> Revocations {
+        let revocations = Revocations::default();
+        revocations.attach_file(&self.0, 10, 100).expect("opens");
+        revocations
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn one_revocation_that_cannot_be_written_keeps_no_other_from_the_file() {
+    let file = Scratch::new("each");
+    let revocations = file.attached();
+    let targets = ["a", "b"].map(|id| RevocationTarget::Session(id.into()));
+    let revoked = targets.map(|target| revocations.revoke("https://i", &target, 100, KEEP, 10).expect("room"));
+    revocations.file.lock().expect("lock").as_ref().expect("a file").fill_disk_once();
+    assert!(Revocation::save_all(revoked.into()).is_err());
+    let written = std::fs::read_to_string(&file.0).expect("text");
+    assert!(!written.contains("\"a\"") && written.contains("\"b\""), "{written}");
 }
