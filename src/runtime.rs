@@ -141,7 +141,7 @@ impl ProxyState {
     /// yet. They are in force here in both cases.
     pub async fn enforce_and_save(&self, mut revocations: Vec<Revocation>) -> Result<(), NotSaved> {
         self.notifier.notify();
-        let published: Vec<_> = revocations.iter_mut().filter_map(Revocation::published).collect();
+        let published: Vec<_> = revocations.iter_mut().flat_map(Revocation::published).collect();
         let limit = self.instances.as_ref().map(SharedState::timeout).unwrap_or_default();
         let saving = tokio::task::spawn_blocking(|| Revocation::save_all(revocations));
         let publishing = tokio::time::timeout(limit, async {
@@ -182,7 +182,7 @@ impl ProxyState {
         let open_sockets = Arc::<OpenSockets>::default();
         let login_sessions = runtime.verifier.login_sessions().map(Arc::clone);
         let instances = runtime.policy.shared.as_ref().map(|spec| {
-            let (limit, notifier) = (limits.revocations + limits.sign_outs, notifier.clone());
+            let (limit, notifier) = (limits.shared_entries(), notifier.clone());
             let notify = Box::new(move || notifier.notify());
             let (revocations, sockets) = (Arc::clone(&revocations), Arc::clone(&open_sockets));
             SharedState::start(spec, limit, revocations, Arc::clone(&metrics), sockets, login_sessions, notify)

@@ -64,16 +64,16 @@ pub(super) struct CookieTimes {
     pub(super) expires_at: u64,
 }
 
-impl BrowserSession {
-    /// Returns the session as a sign-out at `now`, Unix seconds, names it: with every other that this user began in the
-    /// same browser, kept until the last of them can have expired.
-    #[must_use]
-    pub fn with_its_browser(&self, now: u64) -> Self {
-        let Some(browser) = &self.browser else { return self.clone() };
-        let life = self.last_end.saturating_sub(self.began / 1_000);
-        Self { id: Arc::clone(browser), last_end: self.last_end.max(now.saturating_add(life)), ..self.clone() }
-    }
+/// The sessions that end together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionScope {
+    /// One session.
+    Session,
+    /// A session, with every other that its user began in the same browser.
+    Browser,
+}
 
+impl BrowserSession {
     /// Returns a digest of the id, for the log. It cannot be used to end or to resume the session.
     #[must_use]
     pub fn digest(&self) -> String {

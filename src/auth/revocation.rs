@@ -6,6 +6,7 @@
 //!
 //! `control` decides who may revoke, and `runtime` notifies open sessions.
 
+mod browser_sessions;
 mod entry;
 mod file;
 mod gate;
@@ -22,8 +23,8 @@ use tokio::sync::oneshot;
 use super::claims::numeric_date;
 use super::digest::DigestKeys;
 use super::identity::log_digest;
-use super::revocation_keys::{BrowserSessionKeys, RevocationKey, RevocationKeys};
-use super::{BrowserSession, Identity, Rejection, unix_seconds};
+use super::revocation_keys::{RevocationKey, RevocationKeys};
+use super::{Identity, Rejection, unix_seconds};
 use crate::policy::{Claim, ProviderSpec};
 
 use entry::Tally;
@@ -32,7 +33,7 @@ pub use file::RevocationFileError;
 use file::{Record, RevocationFile};
 pub use gate::{Gate, boot_millis};
 pub use sign_outs::SignOutLimits;
-use sign_outs::{Change, RecordedSignOut, SignOuts};
+use sign_outs::{Change, SignOuts};
 
 /// The target of a revocation: a user, session or token of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -99,14 +100,14 @@ pub struct Revocation {
     record: Record,
     now: u64,
     file: Option<Arc<RevocationFile>>,
-    published: Option<oneshot::Receiver<()>>,
+    published: Vec<oneshot::Receiver<()>>,
 }
 
 impl Revocation {
-    /// Returns a receiver that resolves when other instances can read the revocation; `None` if there are none, or at a
-    /// second call.
-    pub fn published(&mut self) -> Option<oneshot::Receiver<()>> {
-        self.published.take()
+    /// Returns receivers that resolve when other instances can read the revocation; none if there are no instances, or
+    /// at a second call.
+    pub fn published(&mut self) -> Vec<oneshot::Receiver<()>> {
+        std::mem::take(&mut self.published)
     }
 
     /// Appends it to the file, if there is one, and blocks until it is on the disk.
@@ -289,10 +290,10 @@ impl Revocations {
         for entry in &change.removed {
             tally.remove(entry);
         }
-        if let Some(entry) = &change.added {
+        for entry in &change.added {
             tally.add(entry);
         }
-        change.added.is_some()
+        !change.added.is_empty()
     }
 
     fn now_of_all(&self, now_ms: u64) -> u64 {
@@ -371,55 +372,18 @@ impl Revocations {
         drop(entries);
         let (at, until) = (entry.at, entry.until);
         // This includes a target that was revoked already: its earlier publication may be lost.
-        let published = self.publish.get().map(|publish| publish.publish(entry.entry(key), &[]));
-        let record = Record { issuer: issuer.to_owned(), target: target.clone(), at, until };
+        let published = self.publish(&[entry.entry(key)], &[]);
+        let record = Record { issuer: issuer.to_owned(), target: target.clone(), browser: None, at, until };
         Ok(self.to_write(record, now, published))
     }
 
-    /// Ends a browser session with all its cookies at `now`, milliseconds since the epoch, and keeps the entry until
-    /// `until`, Unix seconds. It is in force when this returns; [`Revocation::save`] makes it survive a restart. At
-    /// `limits.sign_outs_per_user` one entry that ends all sessions that the user began before now replaces the others.
-    ///
-    /// # Errors
-    /// Returns an error when there are `limits.sign_outs` already.
-    pub fn end_session(
-        &self,
-        session: &BrowserSession,
-        now: u64,
-        until: u64,
-        limits: SignOutLimits,
-    ) -> Result<Revocation, LimitReached> {
-        let keys = self.browser_session_keys(0, session);
-        let moment = self.now_of_all(now);
-        let (kept, change) = self.sign_outs.end(&keys, moment, until, limits).ok_or(LimitReached("sign_outs"))?;
-        self.note(&change);
-        let record = match kept {
-            RecordedSignOut::Session { until } => {
-                // A line has one field for an id, so the field has both the owner's and the session's id.
-                let target = RevocationTarget::Session(format!("{}/{}", session.owner, session.id));
-                Record { issuer: BROWSER_SESSIONS.to_owned(), target, at: moment / 1_000, until }
-            }
-            RecordedSignOut::AllBefore { until } => {
-                tracing::warn!("limits.sign_outs_per_user reached, ended all earlier browser sessions of one user");
-                Record {
-                    issuer: BROWSER_SESSIONS.to_owned(),
-                    target: RevocationTarget::User(session.owner.to_string()),
-                    at: moment,
-                    until,
-                }
-            }
-        };
-        let entry = change.added.or_else(|| self.sign_outs.entry_of(&keys));
-        let published = self.publish.get().zip(entry).map(|(publish, entry)| publish.publish(entry, &change.removed));
-        Ok(self.to_write(record, now / 1_000, published))
-    }
-
-    /// Returns whether a browser session was ended.
-    #[must_use]
-    pub fn is_ended(&self, session: &BrowserSession, now: u64) -> bool {
-        self.sign_outs.count() > 0
-            && (0..self.digests.len())
-                .any(|secret| self.sign_outs.has_ended(&self.browser_session_keys(secret, session), now))
+    /// Publishes entries to other instances, if there are any, and those that they replaced.
+    fn publish(&self, entries: &[SharedEntry], removed: &[SharedEntry]) -> Vec<oneshot::Receiver<()>> {
+        let Some(publish) = self.publish.get() else { return Vec::new() };
+        // Entries are written in any order, so none may remove another.
+        let is_replaced = |gone: &&SharedEntry| entries.iter().all(|entry| entry.name() != gone.name());
+        let removed: Vec<SharedEntry> = removed.iter().filter(is_replaced).copied().collect();
+        entries.iter().map(|entry| publish.publish(*entry, &removed)).collect()
     }
 
     /// Returns the number of sign-outs, including some that have just expired.
@@ -428,57 +392,9 @@ impl Revocations {
         self.sign_outs.count()
     }
 
-    fn to_write(&self, record: Record, now: u64, published: Option<oneshot::Receiver<()>>) -> Revocation {
+    fn to_write(&self, record: Record, now: u64, published: Vec<oneshot::Receiver<()>>) -> Revocation {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Revocation { record, now, file, published }
-    }
-
-    /// Restores a sign-out from the file. It must be called in the file's order.
-    fn restore_sign_out(&self, record: &Record) {
-        let (owner, id, kind, at) = match &record.target {
-            RevocationTarget::Session(name) => {
-                // Earlier versions wrote ids of cookies that can no longer be decrypted.
-                let Some((owner, id)) = name.split_once('/') else { return };
-                (owner, id, EntryKind::SignOut, record.at.saturating_mul(1_000))
-            }
-            RevocationTarget::User(owner) => (owner.as_str(), "", EntryKind::AllSessions, record.at),
-            RevocationTarget::Subject(_) | RevocationTarget::Token(_) => return,
-        };
-        let keys = self.browser_session_keys_of(0, owner, id);
-        let key = if kind == EntryKind::SignOut { keys.session } else { RevocationKey::default() };
-        let entry = SharedEntry { kind, owner: keys.owner, key, at, until: record.until };
-        let change = self.sign_outs.merge(&entry);
-        self.note(&change);
-    }
-
-    fn browser_session_keys(&self, secret: usize, session: &BrowserSession) -> BrowserSessionKeys {
-        let browser = session.browser.as_deref().map(|browser| self.browser_session_key(secret, browser));
-        let keys = self.browser_session_keys_of(secret, &session.owner, &session.id);
-        BrowserSessionKeys { browser, began: session.began, ..keys }
-    }
-
-    fn browser_session_keys_of(&self, secret: usize, owner: &str, id: &str) -> BrowserSessionKeys {
-        BrowserSessionKeys {
-            owner: self.key(secret, BROWSER_SESSIONS, &RevocationTarget::User(owner.to_owned())),
-            session: self.browser_session_key(secret, id),
-            browser: None,
-            began: 0,
-        }
-    }
-
-    fn browser_session_key(&self, secret: usize, id: &str) -> RevocationKey {
-        self.key(secret, BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned()))
-    }
-
-    /// Returns whether this user has signed out in a browser that begins another session with the same login cookie,
-    /// which would count as ended too.
-    #[must_use]
-    pub fn has_signed_out(&self, owner: &str, browser: &str, now: u64) -> bool {
-        self.sign_outs.count() > 0
-            && (0..self.digests.len()).any(|secret| {
-                let keys = self.browser_session_keys_of(secret, owner, browser);
-                self.sign_outs.has_ended(&BrowserSessionKeys { began: u64::MAX, ..keys }, now)
-            })
     }
 
     /// Computes the keys by which an identity can be revoked.
@@ -564,7 +480,7 @@ impl Revocations {
     }
 
     fn is_empty(&self) -> bool {
-        self.count.load(Ordering::Acquire) == 0 && self.sign_outs.count() == 0
+        self.count.load(Ordering::Acquire) == 0 && self.sign_outs.is_empty()
     }
 
     fn key(&self, secret: usize, issuer: &str, target: &RevocationTarget) -> RevocationKey {

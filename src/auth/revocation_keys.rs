@@ -8,6 +8,24 @@ use super::digest::Digest;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RevocationKey(pub(super) Digest);
 
+/// The first bytes of the key of all sessions of a browser. Such an entry stands beside that of one of the sessions, and
+/// limits count one of the two, at every instance. One digest of four thousand million begins with it by chance.
+const BROWSER_MARK: [u8; 4] = [0xff; 4];
+
+impl RevocationKey {
+    /// Makes the key of all sessions of a browser from the digest of that browser.
+    pub(super) fn of_browser(digest: Digest) -> Self {
+        let Digest(mut bytes) = digest;
+        bytes[..BROWSER_MARK.len()].copy_from_slice(&BROWSER_MARK);
+        Self(Digest(bytes))
+    }
+
+    /// Returns whether it is the key of all sessions of a browser.
+    pub(super) fn is_of_browser(&self) -> bool {
+        self.0.0.starts_with(&BROWSER_MARK)
+    }
+}
+
 /// The keys by which an identity can be revoked. An open session keeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevocationKeys {

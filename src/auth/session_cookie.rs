@@ -16,7 +16,7 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
 
 use super::identify::VerifiedClaims;
-use super::identity::{BrowserSession, CookieTimes, Expiry, VerifiedBy};
+use super::identity::{BrowserSession, CookieTimes, Expiry, SessionScope, VerifiedBy};
 use super::kind::{Category, TokenKindHeader};
 use super::token::MAX_COOKIE_VALUE;
 use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
@@ -198,16 +198,24 @@ impl SessionCookies {
     }
 
     /// Returns the Unix time in seconds until which an ended session must be kept in the list of ended sessions: until
-    /// its last cookie expires. Returns `None` when all its cookies have expired.
+    /// its last cookie expires, and the last one of the sessions that end with it. Returns `None` when all its cookies have
+    /// expired.
     #[must_use]
-    pub fn keep_ended_until(&self, session: &BrowserSession, now: u64) -> Option<u64> {
+    pub fn keep_ended_until(&self, session: &BrowserSession, scope: SessionScope, now: u64) -> Option<u64> {
         let known = self.last_end(session);
         if known.saturating_add(ONE_MINUTE) <= now {
             return None;
         }
         // Another replica may have renewed the session without notice to this one.
         let possible = now.saturating_add(self.spec.max_age.map_or(ONE_DAY, |age| age.as_secs()));
-        Some(known.max(possible).saturating_add(ONE_MINUTE))
+        // The others of the browser began before now and last as long.
+        let last_of_browser = match (scope, &session.browser) {
+            (SessionScope::Browser, Some(_)) => {
+                now.saturating_add(session.last_end.saturating_sub(session.began / 1_000))
+            }
+            (SessionScope::Browser, None) | (SessionScope::Session, _) => 0,
+        };
+        Some(known.max(possible).max(last_of_browser).saturating_add(ONE_MINUTE))
     }
 
     fn last_end(&self, session: &BrowserSession) -> u64 {
@@ -301,15 +309,38 @@ mod tests {
         let first = all.issue(&identity(900_000), None, 1_000_000).expect("fits");
         let second = all.issue(&identity(4_600), Some(&first.session), 1_000_000).expect("fits");
         assert_eq!((second.expires_at, second.session.last_end), (4_600, 900_000));
-        assert_eq!(all.keep_ended_until(&second.session, 2_000), Some(900_060));
+        assert_eq!(all.keep_ended_until(&second.session, SessionScope::Session, 2_000), Some(900_060));
         // This is so even when the presented cookie does not contain the other's end.
         let third = all.issue(&identity(2_000_000), Some(&first.session), 1_000_000).expect("fits");
         assert_eq!(third.session.id, second.session.id);
-        assert_eq!(all.keep_ended_until(&second.session, 2_000), Some(2_000_060));
-        assert_eq!(all.keep_ended_until(&second.session, 2_000_060), None, "all of them have ended");
+        assert_eq!(all.keep_ended_until(&second.session, SessionScope::Session, 2_000), Some(2_000_060));
+        assert_eq!(
+            all.keep_ended_until(&second.session, SessionScope::Session, 2_000_060),
+            None,
+            "all of them have ended"
+        );
         let limited = sessions(Some(600));
         let issued = limited.issue(&identity(5_000), None, 1_000_000).expect("fits");
-        assert_eq!((issued.expires_at, limited.keep_ended_until(&issued.session, 1_500)), (1_600, Some(2_160)));
+        assert_eq!(
+            (issued.expires_at, limited.keep_ended_until(&issued.session, SessionScope::Session, 1_500)),
+            (1_600, Some(2_160))
+        );
+    }
+
+    #[test]
+    fn a_sign_out_with_an_expired_cookie_is_not_kept_whatever_ends_with_it() {
+        let cookies = sessions(None);
+        let identity = StoredIdentity::example(200_000).restore().expect("an identity");
+        let issued = cookies.issue(&identity, None, 100_000_000).expect("fits");
+        let session = BrowserSession { browser: Some("a".into()), ..issued.session };
+        let until = |scope, now| cookies.keep_ended_until(&session, scope, now);
+        for scope in [SessionScope::Session, SessionScope::Browser] {
+            assert_eq!(until(scope, 200_060), None, "{scope:?}");
+            assert_eq!(until(scope, 1_000_000_000), None, "{scope:?}");
+        }
+        // Its cookies last for 100,000 s, and another session of its browser may have begun just now.
+        assert_eq!(until(SessionScope::Session, 150_000), Some(150_000 + ONE_DAY + 60));
+        assert_eq!(until(SessionScope::Browser, 150_000), Some(250_060));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::auth::login::{Login, LoginSession, Logins};
 use crate::auth::{
-    BrowserSession, OpenedSessionCookie, Revocation, SessionCookie, SignOutLimits, unix_millis, unix_seconds,
+    BrowserSession, OpenedSessionCookie, Revocation, SessionCookie, SessionScope, SignOutLimits, unix_millis,
+    unix_seconds,
 };
 use crate::http::{ClientAddress, Refusal};
 use crate::runtime::{NotSaved, ProxyState, Runtime};
@@ -112,13 +113,13 @@ async fn end_with_its_browser(
     let _until_done = state.drain.track();
     let (session, now) = (&opened.session, unix_seconds());
     let mut revocations = Vec::new();
-    let ended = record_end(&state, &runtime, &session.with_its_browser(now)).map(|kept| revocations.extend(kept));
+    let ended = record_end(&state, &runtime, session, SessionScope::Browser).map(|kept| revocations.extend(kept));
     if let Some(logins) = runtime.verifier.logins() {
         for other in logins.sessions.others_of_browser(session, &opened.provider, opened.session_at_provider()) {
             let other_session = &other.session;
             // A failure is logged where it happens, and then the record alone says that the session has ended.
             if !state.revocations.is_ended(other_session, now)
-                && let Ok(kept) = record_end(&state, &runtime, &other_session.with_its_browser(now))
+                && let Ok(kept) = record_end(&state, &runtime, other_session, SessionScope::Browser)
             {
                 revocations.extend(kept);
             }
@@ -131,24 +132,29 @@ async fn end_with_its_browser(
     (ended.and(saved), record)
 }
 
-/// Records the end of a session at the proxy until the last of its cookies expires, whether or not provider and policy
-/// accept it now: they may accept it later. It is in force when this returns, and is to be saved; `None` if all its cookies
-/// have expired.
-fn record_end(state: &ProxyState, runtime: &Runtime, session: &BrowserSession) -> Result<Option<Revocation>, Refusal> {
+/// Records the end of a session at the proxy, and of those that end with it, until the last of their cookies expires,
+/// whether or not provider and policy accept it now: they may accept it later. It is in force when this returns, and is to
+/// be saved; `None` if all cookies of the session have expired.
+fn record_end(
+    state: &ProxyState,
+    runtime: &Runtime,
+    session: &BrowserSession,
+    scope: SessionScope,
+) -> Result<Option<Revocation>, Refusal> {
     let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(None) };
     let limits = &runtime.policy.limits;
     let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
     let mut revocation = None;
     // The loop runs once more if the session was renewed meanwhile.
-    while let Some(until) = sessions.keep_ended_until(session, unix_seconds()) {
-        let kept = state.revocations.end_session(session, unix_millis(), until, limits);
+    while let Some(until) = sessions.keep_ended_until(session, scope, unix_seconds()) {
+        let kept = state.revocations.end_session(session, scope, unix_millis(), until, limits);
         revocation = Some(kept.map_err(|full| {
             state.metrics.limited(full.limit());
             tracing::error!(error = %full, "ending a session failed");
             Refusal::not_signed_out(&full.to_string())
         })?);
         if sessions
-            .keep_ended_until(session, unix_seconds())
+            .keep_ended_until(session, scope, unix_seconds())
             .is_none_or(|again| again <= until.saturating_add(CLOCK_ALLOWANCE))
         {
             break;
@@ -188,7 +194,7 @@ pub(super) async fn end_former_session(
     runtime: &Runtime,
     session: &BrowserSession,
 ) -> Result<(), Refusal> {
-    let revocation = record_end(state, runtime, session)?;
+    let revocation = record_end(state, runtime, session, SessionScope::Session)?;
     save(state, revocation.into_iter().collect())
         .await
         .or_else(|refusal| if refusal.is_in_force { Ok(()) } else { Err(refusal) })

@@ -61,7 +61,7 @@ async fn write(policy: &Policy, issuer: &str, target: &RevocationTarget) -> Exit
     };
     let keep = policy.revocation_keep();
     let revocations = Revocations::with_keys(keys);
-    let limit = policy.limits.revocations + policy.limits.sign_outs;
+    let limit = policy.limits.shared_entries();
     match write_entry(spec, limit, |now| revocations.entry_of(issuer, target, now, keep)).await {
         Ok(Written { taken: 0, live: 0 }) => {
             print_line("written; no instance runs, and those that start have it");

@@ -23,7 +23,8 @@ use super::keys::SessionKey;
 use super::{Login, LoginLimits};
 use crate::auth::identity::Expiry;
 use crate::auth::{
-    BrowserSession, Identity, Rejection, Revocations, Token, log_revocation_not_saved, unix_millis, unix_seconds,
+    BrowserSession, Identity, Rejection, Revocations, SessionScope, Token, log_revocation_not_saved, unix_millis,
+    unix_seconds,
 };
 use crate::policy::Renew;
 use crate::telemetry::RenewalOutcome;
@@ -436,7 +437,8 @@ impl LoginSessions {
         session.has_ended.store(true, Ordering::Release);
         if let Some(limits) = self.config.load().limits {
             let until = session.ends_at.saturating_add(60);
-            match self.revocations.end_session(&session.session, unix_millis(), until, limits.sign_outs) {
+            let (scope, now) = (SessionScope::Session, unix_millis());
+            match self.revocations.end_session(&session.session, scope, now, until, limits.sign_outs) {
                 Ok(revocation) => {
                     self.forget(&session.session.id);
                     self.discard(session);

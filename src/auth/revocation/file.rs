@@ -35,12 +35,14 @@ pub enum RevocationFileError {
     },
 }
 
-/// A line of the file. For sign-outs (issuer [`BROWSER_SESSIONS`]) `sid` is owner and session, and `sub` with `at` in
-/// milliseconds ends all sessions that the owner began until then.
+/// A line of the file. For sign-outs (issuer [`BROWSER_SESSIONS`]) `sid` is owner and session, with `browser` all sessions
+/// of that browser end too, and `sub` with `at` in milliseconds ends all sessions that the owner began until then.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) issuer: String,
     pub(super) target: RevocationTarget,
+    /// The browser whose sessions have ended. Earlier versions do not read it.
+    pub(super) browser: Option<String>,
     pub(super) at: u64,
     pub(super) until: u64,
 }
@@ -59,18 +61,23 @@ impl Record {
         .into_iter()
         .flatten();
         let target = targets.next().filter(|_| targets.next().is_none())?;
-        Some(Self { issuer: text("issuer")?, target, at: number("at")?, until: number("until")? })
+        let (issuer, browser) = (text("issuer")?, text("browser"));
+        Some(Self { issuer, target, browser, at: number("at")?, until: number("until")? })
     }
 
     fn line(&self) -> String {
-        let Self { issuer, target, at, until } = self;
+        let Self { issuer, target, browser, at, until } = self;
         let (kind, id) = match target {
             RevocationTarget::User(id) => ("sub", id),
             RevocationTarget::Subject(id) => ("raw_sub", id),
             RevocationTarget::Session(id) => ("sid", id),
             RevocationTarget::Token(id) => ("jti", id),
         };
-        format!("{}\n", json!({"issuer": issuer, kind: id, "at": at, "until": until}))
+        let mut line = json!({"issuer": issuer, kind: id, "at": at, "until": until});
+        if let Some(browser) = browser {
+            line["browser"] = browser.as_str().into();
+        }
+        format!("{line}\n")
     }
 }
 
@@ -146,7 +153,7 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
     // Of several lines for one target the last counts.
     let mut seen = std::collections::HashSet::new();
     records.reverse();
-    records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone())));
+    records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone(), record.browser.clone())));
     records.reverse();
     remove_covered_sign_outs(&mut records);
     Ok(records)
@@ -205,7 +212,7 @@ mod tests {
     }
 
     fn record(target: RevocationTarget, at: u64, until: u64) -> Record {
-        Record { issuer: "i".to_owned(), target, at, until }
+        Record { issuer: "i".to_owned(), target, browser: None, at, until }
     }
 
     fn ids(records: &[Record]) -> Vec<(RevocationTarget, u64)> {
@@ -262,7 +269,7 @@ mod tests {
     fn a_user_s_single_sign_outs_go_when_one_line_ends_them_all() {
         let path = Scratch::new("all");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
-        let own = |target, at| Record { issuer: BROWSER_SESSIONS.to_owned(), target, at, until: 100 };
+        let own = |target, at| Record { issuer: BROWSER_SESSIONS.to_owned(), target, browser: None, at, until: 100 };
         let one = |name: &str| RevocationTarget::Session(name.to_owned());
         for (target, at) in [
             (one("alice/1"), 1),

@@ -29,8 +29,15 @@ pub(super) enum RecordedSignOut {
 /// The entries that a sign-out added, and those that it replaced.
 #[derive(Debug, Default)]
 pub(super) struct Change {
-    pub(super) added: Option<SharedEntry>,
+    pub(super) added: Vec<SharedEntry>,
     pub(super) removed: Vec<SharedEntry>,
+}
+
+impl Change {
+    fn extend(&mut self, later: Self) {
+        self.added.extend(later.added);
+        self.removed.extend(later.removed);
+    }
 }
 
 /// The time of a sign-out in milliseconds since the epoch, and the Unix time in seconds until which it is kept.
@@ -52,18 +59,36 @@ impl EndedAt {
     }
 }
 
+/// The number of entries, and of those that count toward the limits: a sign-out may have one entry for its session and
+/// one for its browser.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    entries: usize,
+    counted: usize,
+}
+
 /// The sign-outs of one user.
 #[derive(Debug, Default)]
 struct UserSignOuts {
     /// The entry that ends all sessions begun until its time.
     before: Option<EndedAt>,
-    /// The entries of single sessions.
+    /// The entries of single sessions, and of all sessions of a browser.
     sessions: Vec<(RevocationKey, EndedAt)>,
 }
 
 impl UserSignOuts {
-    fn len(&self) -> usize {
-        self.sessions.len() + usize::from(self.before.is_some())
+    fn size(&self) -> Size {
+        let before = usize::from(self.before.is_some());
+        Size { entries: self.sessions.len() + before, counted: self.counted_sessions() + before }
+    }
+
+    /// Returns the number of sign-outs with an entry of their own.
+    fn counted_sessions(&self) -> usize {
+        self.sessions.iter().filter(|(key, _)| !key.is_of_browser()).count()
+    }
+
+    fn get(&self, session: RevocationKey) -> Option<EndedAt> {
+        self.sessions.iter().find(|(known, _)| *known == session).map(|(_, ended)| *ended)
     }
 
     /// Removes expired entries.
@@ -93,7 +118,7 @@ impl UserSignOuts {
             }
             change.removed.extend(self.before.map(|known| all_before(owner, known)));
             self.before = Some(merged);
-            change.added = Some(all_before(owner, merged));
+            change.added.push(all_before(owner, merged));
             self.sessions.retain(|(session, known)| {
                 let is_covered = known.is_covered_by(merged);
                 if is_covered {
@@ -110,12 +135,12 @@ impl UserSignOuts {
             let merged = known.merged(ended);
             if *known != merged {
                 change.removed.push(single(owner, entry.key, *known));
-                change.added = Some(single(owner, entry.key, merged));
+                change.added.push(single(owner, entry.key, merged));
                 *known = merged;
             }
         } else {
             self.sessions.push((entry.key, ended));
-            change.added = Some(single(owner, entry.key, ended));
+            change.added.push(single(owner, entry.key, ended));
         }
         change
     }
@@ -134,7 +159,9 @@ fn all_before(owner: RevocationKey, EndedAt { at, until }: EndedAt) -> SharedEnt
 pub(super) struct SignOuts {
     by_owner: RwLock<HashMap<RevocationKey, UserSignOuts>>,
     /// The number of entries, so that requests need not take the lock while there are none.
-    count: AtomicUsize,
+    entries: AtomicUsize,
+    /// The number of entries that count toward the limits.
+    counted: AtomicUsize,
     /// The Unix time in seconds at which expired entries were last removed at the limit. They are removed at most once
     /// a second.
     swept_at: AtomicU64,
@@ -143,13 +170,27 @@ pub(super) struct SignOuts {
 }
 
 impl SignOuts {
+    /// Returns the number of entries that count toward the limits.
     pub(super) fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        self.counted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.load(Ordering::Acquire) == 0
+    }
+
+    /// Updates the numbers by a change of one user's entries, whose lock the caller holds.
+    fn resize(&self, former: Size, now: Size) {
+        for (number, former, now) in
+            [(&self.entries, former.entries, now.entries), (&self.counted, former.counted, now.counted)]
+        {
+            number.store((number.load(Ordering::Acquire) + now).saturating_sub(former), Ordering::Release);
+        }
     }
 
     /// Returns whether a session has ended. `now` is in Unix seconds.
     pub(super) fn has_ended(&self, of: &BrowserSessionKeys, now: u64) -> bool {
-        if self.count() == 0 {
+        if self.is_empty() {
             return false;
         }
         let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
@@ -161,7 +202,8 @@ impl SignOuts {
         })
     }
 
-    /// Ends a session at `now_ms` and keeps the entry until `until`. Returns `None` when the limit is reached.
+    /// Ends a session at `now_ms`, with those of its browser if the keys name one, and keeps the entries until `until`.
+    /// Returns `None` when the limit is reached.
     pub(super) fn end(
         &self,
         of: &BrowserSessionKeys,
@@ -171,29 +213,22 @@ impl SignOuts {
     ) -> Option<(RecordedSignOut, Change)> {
         let now = now_ms / 1_000;
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
-        let known = by_owner.get_mut(&of.owner);
-        if let Some(owned) = known
-            && owned.sessions.iter().any(|(id, _)| *id == of.session)
-        {
-            let change = owned.merge(&single(of.owner, of.session, EndedAt { at: now_ms, until }));
-            let kept = owned.sessions.iter().find(|(id, _)| *id == of.session).map(|(_, ended)| ended.until);
-            return Some((RecordedSignOut::Session { until: kept.unwrap_or(until) }, change));
-        }
-        let mut count = self.count();
-        if count >= limits.all {
+        let is_known = by_owner.get(&of.owner).is_some_and(|owned| owned.get(of.session).is_some());
+        if !is_known && self.count() >= limits.all {
             if self.swept_at.swap(now, Ordering::Relaxed) == now {
                 return None;
             }
-            count = self.remove_expired_from(&mut by_owner, now);
-            if count >= limits.all {
+            if self.remove_expired_from(&mut by_owner, now) >= limits.all {
                 return None;
             }
         }
         self.first_end.fetch_min(until, Ordering::Relaxed);
         let owned = by_owner.entry(of.owner).or_default();
-        count -= owned.len();
-        owned.remove_expired(now);
-        let (kept, change) = if owned.sessions.len() >= limits.per_user {
+        let former = owned.size();
+        if !is_known {
+            owned.remove_expired(now);
+        }
+        let (kept, change) = if !is_known && owned.counted_sessions() >= limits.per_user {
             let first = EndedAt { at: now_ms.max(of.began), until };
             let all = owned.sessions.iter().map(|(_, ended)| *ended).chain(owned.before);
             // The time of another instance's entry may be ahead of this clock.
@@ -201,10 +236,14 @@ impl SignOuts {
             (RecordedSignOut::AllBefore { until: all.until }, owned.merge(&all_before(of.owner, all)))
         } else {
             let ended = EndedAt { at: now_ms, until };
-            (RecordedSignOut::Session { until }, owned.merge(&single(of.owner, of.session, ended)))
+            let mut change = owned.merge(&single(of.owner, of.session, ended));
+            if let Some(browser) = of.browser {
+                change.extend(owned.merge(&single(of.owner, browser, ended)));
+            }
+            let until = owned.get(of.session).map_or(until, |kept| kept.until);
+            (RecordedSignOut::Session { until }, change)
         };
-        count += owned.len();
-        self.count.store(count, Ordering::Release);
+        self.resize(former, owned.size());
         Some((kept, change))
     }
 
@@ -216,37 +255,40 @@ impl SignOuts {
         }
     }
 
-    /// Removes expired entries and returns the number that is left.
+    /// Removes expired entries, and returns the number of those left that count toward the limits.
     fn remove_expired_from(&self, by_owner: &mut HashMap<RevocationKey, UserSignOuts>, now: u64) -> usize {
+        let mut left = Size::default();
         by_owner.retain(|_, owned| {
             owned.remove_expired(now);
-            owned.len() > 0
+            let size = owned.size();
+            left.entries += size.entries;
+            left.counted += size.counted;
+            size.entries > 0
         });
-        let count = by_owner.values().map(UserSignOuts::len).sum();
-        self.count.store(count, Ordering::Release);
+        self.entries.store(left.entries, Ordering::Release);
+        self.counted.store(left.counted, Ordering::Release);
         let first = by_owner.values().filter_map(UserSignOuts::first_end).min();
         self.first_end.store(first.unwrap_or(u64::MAX), Ordering::Relaxed);
-        count
+        left.counted
     }
 
     /// Adds an entry from the file or from another instance, regardless of the limits.
     pub(super) fn merge(&self, entry: &SharedEntry) -> Change {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let owned = by_owner.entry(entry.owner).or_default();
-        let former = owned.len();
+        let former = owned.size();
         let change = owned.merge(entry);
         self.first_end.fetch_min(entry.until, Ordering::Relaxed);
-        let count = self.count().saturating_sub(former) + owned.len();
-        self.count.store(count, Ordering::Release);
+        self.resize(former, owned.size());
         change
     }
 
-    /// Returns the entry that ends a session, if there is one.
-    pub(super) fn entry_of(&self, of: &BrowserSessionKeys) -> Option<SharedEntry> {
+    /// Returns the entries that end a session, and those of its browser if the keys name one.
+    pub(super) fn entries_of(&self, of: &BrowserSessionKeys) -> Vec<SharedEntry> {
         let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
-        let owned = by_owner.get(&of.owner)?;
-        let (_, ended) = owned.sessions.iter().find(|(session, _)| *session == of.session)?;
-        Some(single(of.owner, of.session, *ended))
+        let Some(owned) = by_owner.get(&of.owner) else { return Vec::new() };
+        let keys = [Some(of.session), of.browser].into_iter().flatten();
+        keys.filter_map(|key| Some(single(of.owner, key, owned.get(key)?))).collect()
     }
 
     /// Calls `f` with each entry that has not expired.
@@ -296,6 +338,32 @@ mod tests {
     }
 
     #[test]
+    fn a_sign_out_that_ends_a_browser_counts_once() {
+        let ended = SignOuts::default();
+        let of_browser = |owner, id| {
+            let browser = RevocationKey::of_browser(crate::auth::digest::Digest([7; 16]));
+            BrowserSessionKeys { browser: Some(browser), ..session(owner, id, 100) }
+        };
+        for id in 0..3 {
+            let kept = end(&ended, &of_browser(1, id), 5_000, 50);
+            assert_eq!(kept, Some(RecordedSignOut::Session { until: 50 }));
+        }
+        assert_eq!((ended.count(), ended.entries.load(Ordering::Relaxed)), (3, 4), "their browser is one");
+        assert!(ended.has_ended(&of_browser(1, 9), 5), "another of the same browser");
+        assert!(!ended.has_ended(&session(1, 9, 100), 5) && !ended.has_ended(&of_browser(2, 9), 5));
+        // One that has ended needs no room, and one more than the limit of a user covers all of them.
+        assert_eq!(end(&ended, &of_browser(1, 0), 5_000, 60), Some(RecordedSignOut::Session { until: 60 }));
+        assert_eq!(end(&ended, &of_browser(1, 3), 6_000, 40), Some(RecordedSignOut::AllBefore { until: 60 }));
+        assert_eq!((ended.count(), ended.entries.load(Ordering::Relaxed)), (1, 1));
+        for owner in 2..11 {
+            assert!(end(&ended, &of_browser(owner, 1), 6_000, 50).is_some(), "{owner}");
+        }
+        assert_eq!(end(&ended, &of_browser(11, 1), 6_000, 50), None, "ten are the limit of all");
+        ended.remove_expired(60);
+        assert!(ended.is_empty() && ended.count() == 0);
+    }
+
+    #[test]
     fn when_full_nothing_is_ended_and_what_is_over_makes_room() {
         let ended = SignOuts::default();
         for owner in 0..10 {
@@ -327,7 +395,7 @@ mod tests {
             }
             let mut known = Vec::new();
             ended.for_each_live(0, |entry| known.push((entry.key, entry.at, entry.until)));
-            assert_eq!(known.len(), ended.count());
+            assert_eq!(known.len(), ended.count(), "none is of a browser");
             known.sort_unstable();
             known
         };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::auth::{BrowserSession, SessionScope};
 
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -123,6 +124,68 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+const LIMITS: SignOutLimits = SignOutLimits { all: 10, per_user: 3 };
+
+fn browser_session(id: &str, browser: Option<&str>) -> BrowserSession {
+    BrowserSession {
+        id: id.into(),
+        owner: "alice".into(),
+        browser: browser.map(Arc::from),
+        began: 50_000,
+        last_end: 1_000,
+        key: crate::auth::KeyFingerprint::of(&[b"key"]),
+        cookie_times: None,
+    }
+}
+
+/// A publisher that keeps what it is given.
+#[derive(Default)]
+struct Published(Arc<Mutex<Vec<SharedEntry>>>);
+
+impl Publish for Published {
+    fn publish(&self, added: SharedEntry, removed: &[SharedEntry]) -> oneshot::Receiver<()> {
+        assert_eq!(removed, [], "nothing is replaced");
+        self.0.lock().expect("lock").push(added);
+        oneshot::channel().1
+    }
+}
+
+/// Earlier versions know a session by its own id alone: those at other instances, and one that reads the file after a
+/// downgrade.
+#[test]
+fn a_sign_out_of_a_browser_ends_its_session_for_earlier_versions_too() {
+    let file = Scratch::new("earlier");
+    let revocations = file.attached();
+    let published = Published::default();
+    let entries = Arc::clone(&published.0);
+    revocations.publish_by(Box::new(published));
+    let (session, other) = (browser_session("one", Some("tabs")), browser_session("two", Some("tabs")));
+    let ended = revocations.end_session(&session, SessionScope::Browser, 100_000, 1_000, LIMITS).expect("room");
+    ended.save().expect("saved");
+    assert_eq!(revocations.sign_outs(), 1);
+    let received = Revocations { digests: Arc::clone(revocations.digests()), ..Revocations::default() };
+    for entry in entries.lock().expect("lock").iter() {
+        assert_eq!(entry.kind, EntryKind::SignOut);
+        assert!(received.merge(entry, 100));
+    }
+    for known in [&revocations, &received, &file.attached()] {
+        assert_eq!((known.sign_outs(), known.live(100).len()), (1, 2));
+        assert!(known.is_ended(&session, 100) && known.is_ended(&other, 100));
+        assert!(known.is_ended(&browser_session("one", None), 100), "as an earlier version sees it");
+        assert!(!known.is_ended(&browser_session("two", None), 100));
+        assert!(!known.is_ended(&browser_session("two", Some("another")), 100));
+        assert!(known.has_signed_out("alice", "tabs", 100) && !known.has_signed_out("alice", "one", 100));
+    }
+    assert_eq!(received.copy_digest(0), revocations.copy_digest(0));
+    // The end of a session alone neither ends its browser nor takes back that it has ended.
+    let alone = revocations.end_session(&session, SessionScope::Session, 101_000, 1_000, LIMITS).expect("room");
+    alone.save().expect("saved");
+    assert!(file.attached().is_ended(&other, 100));
+    let replaced = browser_session("three", Some("more tabs"));
+    let _ = revocations.end_session(&replaced, SessionScope::Session, 100_000, 1_000, LIMITS).expect("room");
+    assert!(revocations.is_ended(&replaced, 100) && !revocations.has_signed_out("alice", "more tabs", 100));
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(super) async fn run_checks(target: &Target<'_>) -> Option<Line> {
     let made_up = RevocationTarget::Session(random_user()?);
     let revocations = Revocations::with_keys(DigestKeys::derived(&spec.secrets, &spec.name)?);
     let entry = |now| revocations.entry_of("vestibule doctor", &made_up, now, KEEP);
-    let outcome = match write_entry(spec, limits.revocations + limits.sign_outs, entry).await {
+    let outcome = match write_entry(spec, limits.shared_entries(), entry).await {
         Ok(Written { live: 0, .. }) => Outcome::Failed(
             "the engine answers, and no running instance shares through it with this name and secret".to_owned(),
         ),

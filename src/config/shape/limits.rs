@@ -117,6 +117,15 @@ pub struct Limits {
     pub send_timeout: Duration,
 }
 
+impl Limits {
+    /// Returns the maximum number of revocations and sign-outs that instances share. A sign-out may have an entry for its
+    /// session and one for its browser.
+    #[must_use]
+    pub const fn shared_entries(&self) -> usize {
+        self.revocations.saturating_add(self.sign_outs.saturating_mul(2))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
