@@ -55,6 +55,7 @@ impl Inner {
             }
             self.lock().cursor = cursor;
             if has_changed {
+                self.login_sessions.note_sign_outs();
                 (self.notify)();
             }
         }

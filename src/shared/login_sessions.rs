@@ -1,4 +1,5 @@
-//! Gives login sessions the connection to the engine, and writes their records again when the engine has lost them.
+//! Gives login sessions the connection to the engine, writes their records again when the engine has lost them, and lets
+//! those be discarded that have ended at another instance.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use super::engine::{EngineConnection, EngineError};
 use super::session_store::EngineSessions;
 use super::state::{Inner, fraction};
 
-/// The interval at which lost records are looked for.
+/// The interval at which records are looked for that are lost, or have ended.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often the records in the engine are compared with the ones here, unless the engine has lost its data.
 const COMPARE: Duration = Duration::from_secs(60);
@@ -39,6 +40,7 @@ impl Inner {
                 known_epoch = epoch;
                 due = Instant::now() + WRITE_BACK.mul_f64(fraction());
             }
+            self.login_sessions.discard_signed_out();
             if self.login_sessions.take_unsaved() {
                 due = Instant::now();
             }

@@ -185,6 +185,7 @@ impl Inner {
         self.refuse(unverified, UNVERIFIED);
         self.refuse(too_long, TOO_LONG);
         if has_changed {
+            self.login_sessions.note_sign_outs();
             (self.notify)();
         }
         self.end_gap();

@@ -2,6 +2,7 @@
 //! their number. A session whose record was removed continues with its cookie alone, until the cookie's soft end.
 
 mod content;
+mod ended_elsewhere;
 mod lease;
 mod open_socket;
 mod renewal;

@@ -173,6 +173,10 @@ impl Logins {
         }
         let known = match self.sessions.get(&cookie.session.id) {
             Some(known) => Some(known),
+            // Its record is being removed from the store.
+            None if self.sessions.revocations().is_ended(&cookie.session, now) => {
+                return Err(Rejection::Revoked("session"));
+            }
             None => self.sessions.load(&cookie.session, &cookie.key, login).await?,
         };
         if let Some(known) = known {
@@ -185,7 +189,11 @@ impl Logins {
             // A revoked session is not renewed. It ends permanently, because the cookie may have an older `sid` than
             // the revoked one.
             if let Err(revoked) = self.sessions.revocations().check(&known.identity(), now) {
-                self.sessions.end(&known);
+                match revoked {
+                    // Its end is recorded.
+                    Rejection::Revoked("session") => self.sessions.discard_ended(&known),
+                    _ => self.sessions.end(&known),
+                }
                 return Err(revoked);
             }
             known.ensure(&self.sessions, login.spec.renewal_grace).await?;

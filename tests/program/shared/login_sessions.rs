@@ -414,6 +414,39 @@ async fn a_sign_out_at_one_instance_ends_the_session_everywhere() {
     assert_eq!(fleet.provider.refreshes(), 0);
 }
 
+/// Two tabs come back from the provider at once, each to another instance.
+#[tokio::test]
+async fn a_sign_out_at_one_instance_revokes_the_refresh_token_that_only_another_has() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let mut browser = Browser::new(first.proxy.address);
+    let mut tabs = Vec::new();
+    for path in ["/one", "/two"] {
+        tabs.push(fleet.provider.authorize(&browser.reach_provider(path).await));
+    }
+    let mut other = browser.clone();
+    other.address = second.proxy.address;
+    assert_eq!(browser.come_back(&tabs[0]).await.status, 303);
+    assert_eq!(other.come_back(&tabs[1]).await.status, 303);
+    fleet.until_keys("session", 2).await;
+    let answer = browser.send("POST", "/.vestibule/logout", &[OURS], "").await;
+    assert_eq!(answer.status, 303, "{}", answer.body);
+    second.until("the other tab to be refused", || async { fleet.status(&other, &second).await == 302 }).await;
+    let revoked = || fleet.provider.conduct.lock().expect("lock").revoked.clone();
+    second.until("both refresh tokens to be revoked", || async { revoked().len() >= 2 }).await;
+    for key in fleet.keys("session").await {
+        let kept = fleet.engine.command(&[b"HKEYS", key.as_bytes()]).await;
+        assert_eq!(kept, b"*1\r\n$1\r\nx\r\n", "the record is gone");
+    }
+    let mut tokens = revoked();
+    tokens.sort();
+    tokens.dedup();
+    assert_eq!((tokens.len(), revoked().len()), (2, 2), "each once: {:?}", revoked());
+}
+
 #[tokio::test]
 async fn an_instance_that_stops_ends_its_renewals_before() {
     if !is_installed() {
@@ -456,6 +489,39 @@ async fn an_instance_that_stops_ends_the_sessions_that_newer_ones_have_replaced(
     assert_eq!(first.proxy.ended().await, Some(0));
     second.until("the end of the former session", || async { fleet.status(&former, &second).await != 200 }).await;
     assert_eq!(fleet.status(&browser, &second).await, 200);
+}
+
+/// Both sessions may be one session at the provider, so the former one's refresh token is not revoked there.
+#[tokio::test]
+async fn the_end_of_a_session_that_another_instance_has_replaced_revokes_nothing() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let (first, mut second) = (fleet.instance("").await, fleet.instance("").await);
+    let mut browser = fleet.signed_in(&first).await;
+    let former = browser.clone();
+    let key = fleet.keys("session").await.remove(0);
+    let location = Browser::location(&browser.open("/.vestibule/login?prompt=login").await);
+    browser.address = second.proxy.address;
+    assert_eq!(browser.come_back(&fleet.provider.authorize(&location)).await.status, 303);
+    // It ends the former session before it stops, and does not have its record.
+    second.proxy.signal("TERM");
+    assert_eq!(second.proxy.ended().await, Some(0));
+    first
+        .until("the record of the former session to be removed", || async {
+            fleet.engine.command(&[b"HKEYS", key.as_bytes()]).await == b"*1\r\n$1\r\nx\r\n"
+        })
+        .await;
+    browser.address = first.proxy.address;
+    assert_eq!((fleet.status(&former, &first).await, fleet.status(&browser, &first).await), (302, 200));
+    let answer = browser.send("POST", "/.vestibule/logout", &[OURS], "").await;
+    assert_eq!(answer.status, 303, "{}", answer.body);
+    assert_eq!(
+        fleet.provider.conduct.lock().expect("lock").revoked.len(),
+        1,
+        "that of the session that was signed out"
+    );
 }
 
 #[tokio::test]

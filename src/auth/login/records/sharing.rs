@@ -61,6 +61,8 @@ pub(super) struct Sharing {
     reads: ArcSwap<Semaphore>,
     /// Whether a record could not be written.
     has_unsaved: AtomicBool,
+    /// Whether sign-outs of other instances have come.
+    pub(super) has_sign_outs: AtomicBool,
 }
 
 impl Default for Sharing {
@@ -70,6 +72,7 @@ impl Default for Sharing {
             noted: Cache::new(1),
             reads: ArcSwap::from_pointee(Semaphore::new(1)),
             has_unsaved: AtomicBool::new(false),
+            has_sign_outs: AtomicBool::new(false),
         }
     }
 }
@@ -131,6 +134,14 @@ impl LoginSession {
     }
 }
 
+fn refresh_token(content: &RecordContent) -> Option<ProviderToken> {
+    content.refresh_token.as_deref().map(ProviderToken::new)
+}
+
+fn warn_record_stays(error: &StoreUnavailable) {
+    tracing::warn!(reason = %error, "the record of an ended session stays in the shared state until the session's end");
+}
+
 fn record_key(key: &SessionKey, session: &BrowserSession) -> Result<RecordKey, StoreUnavailable> {
     RecordKey::new(key, &session.id).ok_or_else(|| StoreUnavailable("no key could be derived".to_owned()))
 }
@@ -139,6 +150,10 @@ impl LoginSessions {
     /// Shares the records with other instances through this store from now on. Only the first call counts.
     pub fn share_by(&self, store: Arc<dyn SessionStore>) {
         let _ = self.sharing.store.set(store);
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.store().is_some()
     }
 
     fn store(&self) -> Option<&Arc<dyn SessionStore>> {
@@ -407,26 +422,48 @@ impl LoginSessions {
     /// renewal at another instance is awaited, because its refresh token is the valid one.
     pub async fn remove_shared(&self, record: &LoginSession, own: Option<ProviderToken>) -> Option<ProviderToken> {
         let Some(store) = self.store() else { return own };
-        let removing = async {
-            let key = record.record_key()?;
-            let holder = random().ok_or_else(|| StoreUnavailable("no random bytes".to_owned()))?;
-            let deadline = Instant::now() + LOCK_WAIT;
-            while !store.lock(key.name(), holder).await? && Instant::now() < deadline {
-                sleep(POLL).await;
-            }
-            let stored = Self::stored(&**store, &key, record.generation().saturating_add(1)).await?;
-            store.remove(key.name()).await?;
-            store.unlock(key.name(), holder).await?;
-            Ok::<_, StoreUnavailable>(stored.record)
-        };
-        match removing.await {
-            Ok(Some((_, newer))) => newer.refresh_token.map(|text| ProviderToken::new(&text)).or(own),
+        match Self::take_stored(store, record, record.generation().saturating_add(1)).await {
+            Ok(Some(newer)) => refresh_token(&newer).or(own),
             Ok(None) => own,
             Err(error) => {
-                tracing::warn!(reason = %error, "the record of an ended session stays in the shared state until the session's end");
+                warn_record_stays(&error);
                 own
             }
         }
+    }
+
+    /// Removes the record of a session that was signed out at another instance from the store, and returns its latest
+    /// refresh token, to be revoked: `None` where another instance has removed the record.
+    pub(super) async fn remove_left(&self, record: &LoginSession, own: Option<ProviderToken>) -> Option<ProviderToken> {
+        let Some(store) = self.store() else { return own };
+        match Self::take_stored(store, record, record.generation()).await {
+            Ok(Some(latest)) => refresh_token(&latest).or(own),
+            // No other instance can have a record that was never written.
+            Ok(None) => own.filter(|_| !self.is_saved(record)),
+            Err(error) => {
+                warn_record_stays(&error);
+                own
+            }
+        }
+    }
+
+    /// Removes the record of a session that has ended from the store. Returns what the store had, if its generation is at
+    /// least `least`. A renewal at another instance is awaited.
+    async fn take_stored(
+        store: &Arc<dyn SessionStore>,
+        record: &LoginSession,
+        least: u64,
+    ) -> Result<Option<RecordContent>, StoreUnavailable> {
+        let key = record.record_key()?;
+        let holder = random().ok_or_else(|| StoreUnavailable("no random bytes".to_owned()))?;
+        let deadline = Instant::now() + LOCK_WAIT;
+        while !store.lock(key.name(), holder).await? && Instant::now() < deadline {
+            sleep(POLL).await;
+        }
+        let stored = Self::stored(&**store, &key, least).await?;
+        store.remove(key.name()).await?;
+        store.unlock(key.name(), holder).await?;
+        Ok(stored.record.map(|(_, content)| content))
     }
 
     /// Removes the record of a session whose end has been recorded, here and from the store.
