@@ -37,7 +37,7 @@ pub async fn serve(
     let mut answer = if method == Method::DELETE {
         let (cookies, name) = own.take_sessions(&runtime.policy);
         let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0, &runtime.policy.browser));
-        sign_out(state, runtime, &cookies, SignOutScope::Local, own.client(), line)
+        sign_out(state, runtime, cookies, SignOutScope::Local, own.client(), line)
             .await
             .map_err(|refusal| refusal.taking_back(gone.clone()))?;
         let mut answer = Response::new(ResponseBody::from_proxy(""));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::auth::login::{Login, LoginSession, Logins};
@@ -42,61 +42,110 @@ pub(super) enum SignOutScope {
 pub(super) async fn sign_out(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
-    cookies: &[SessionCookie],
+    cookies: Vec<SessionCookie>,
     scope: SignOutScope,
     client: &ClientAddress,
     line: &mut AccessLine,
 ) -> Result<Option<String>, Refusal> {
-    let verifier = &runtime.verifier;
-    let deadline = Instant::now() + PROVIDER_WAIT;
-    let (mut location, mut failure) = (None, None);
-    for cookie in cookies {
-        let Some(opened) = verifier.open_session_cookie(cookie) else { continue };
-        let opened = Arc::new(opened);
-        let ending = end_with_its_browser(Arc::clone(state), Arc::clone(runtime), Arc::clone(&opened), deadline);
-        // In a task of its own: a client that leaves meanwhile must not keep anything open.
-        let (ended, record) = tokio::spawn(in_current_request(ending)).await.unwrap_or_else(|panic| {
-            tracing::error!(error = %panic, "ending a session failed");
-            (Err(Refusal::not_signed_out("internal error")), None)
-        });
-        let user = record.as_ref().map(|record| record.identity().user_id().to_owned());
-        let user = user.or_else(|| opened.user.clone());
-        let (digest, address) = (opened.session.digest(), client.address.to_string());
+    let request =
+        SignOut { state: Arc::clone(state), runtime: Arc::clone(runtime), scope, client: client.address.to_string() };
+    // In a task of its own: a client that leaves meanwhile keeps no session open, and no event out of the log.
+    let ended = tokio::spawn(in_current_request(request.run(cookies))).await;
+    let SignedOut { user, page } = ended.unwrap_or_else(|panic| SignedOut { user: None, page: Err(failed(&panic)) });
+    if user.is_some() {
+        line.user = user;
+    }
+    page
+}
+
+/// Logs that the end of a session failed, and returns the refusal.
+fn failed(panic: &JoinError) -> Refusal {
+    tracing::error!(error = %panic, "ending a session failed");
+    Refusal::not_signed_out("internal error")
+}
+
+/// A sign-out, apart from its sessions.
+struct SignOut {
+    state: Arc<ProxyState>,
+    runtime: Arc<Runtime>,
+    scope: SignOutScope,
+    /// The client's address, for the log.
+    client: String,
+}
+
+/// The result of a sign-out.
+struct SignedOut {
+    /// The user of the last session, if it is known.
+    user: Option<String>,
+    /// The provider's sign-out page, if the browser is redirected there.
+    page: Result<Option<String>, Refusal>,
+}
+
+impl SignOut {
+    /// Ends the sessions of these cookies, and logs and counts each.
+    async fn run(self, cookies: Vec<SessionCookie>) -> SignedOut {
+        let _until_done = self.state.drain.track();
+        let deadline = Instant::now() + PROVIDER_WAIT;
+        let (mut user, mut location, mut failure) = (None, None, None);
+        for cookie in &cookies {
+            let Some(opened) = self.runtime.verifier.open_session_cookie(cookie) else { continue };
+            let opened = Arc::new(opened);
+            let (state, runtime) = (Arc::clone(&self.state), Arc::clone(&self.runtime));
+            let ending = end_with_its_browser(state, runtime, Arc::clone(&opened), deadline);
+            let ended = tokio::spawn(in_current_request(ending)).await;
+            let (ended, record) = ended.unwrap_or_else(|panic| (Err(failed(&panic)), None));
+            let known = record.as_ref().map(|record| record.identity().user_id().to_owned());
+            let known = known.or_else(|| opened.user.clone());
+            self.audit(&opened, known.as_deref(), &ended);
+            user = known.or(user);
+            if let Err(refusal) = ended {
+                // A session that was not ended is a worse failure than one whose end other instances do not have yet.
+                if failure.as_ref().is_none_or(|failure: &Refusal| failure.is_in_force) {
+                    failure = Some(refusal);
+                }
+                continue;
+            }
+            location = self.page(&opened, record.as_deref(), deadline).await.or(location);
+        }
+        SignedOut { user, page: failure.map_or(Ok(location), Err) }
+    }
+
+    fn audit(&self, opened: &OpenedSessionCookie, user: Option<&str>, ended: &Result<(), Refusal>) {
+        let digest = opened.session.digest();
         let audit = Audit {
-            user: user.as_deref(),
+            user,
             provider: Some(&opened.provider),
             session: Some(&digest),
-            client: Some(&address),
+            client: Some(&self.client),
             ..Audit::default()
         };
-        match &ended {
+        match ended {
             Err(refusal) if !refusal.is_in_force => {
                 Audit { reason: Some(&refusal.reason), ..audit }.log(AuditEvent::SignOutFailed);
             }
             Ok(()) | Err(_) => audit.log(AuditEvent::SignOut),
         }
-        if user.is_some() {
-            line.user.clone_from(&user);
-        }
-        if let Err(refusal) = ended {
-            // A session that was not ended is a worse failure than one whose end other instances do not have yet.
-            if failure.as_ref().is_none_or(|failure: &Refusal| failure.is_in_force) {
-                failure = Some(refusal);
-            }
-            continue;
-        }
-        let logins = verifier.logins().filter(|_| opened.is_of_a_sign_in());
-        let Some(login) = logins.and_then(|logins| logins.get(&opened.provider)) else { continue };
-        let record = record.as_deref().filter(|record| record.is_of(login));
-        let page = match scope {
+    }
+
+    /// Counts the end of a session that began with a sign-in. Returns the provider's sign-out page, if the browser is
+    /// redirected there.
+    async fn page(
+        &self,
+        opened: &OpenedSessionCookie,
+        record: Option<&LoginSession>,
+        deadline: Instant,
+    ) -> Option<String> {
+        let logins = self.runtime.verifier.logins().filter(|_| opened.is_of_a_sign_in())?;
+        let login = logins.get(&opened.provider)?;
+        let record = record.filter(|record| record.is_of(login));
+        let page = match self.scope {
             SignOutScope::Local => None,
             SignOutScope::Provider => provider_page(login, record, deadline).await,
         };
         let outcome = if page.is_some() { LogoutOutcome::Provider } else { LogoutOutcome::Local };
-        state.metrics.logins.signed_out(&opened.provider, outcome);
-        location = page.or(location);
+        self.state.metrics.logins.signed_out(&opened.provider, outcome);
+        page
     }
-    failure.map_or(Ok(location), Err)
 }
 
 /// Ends a session and the others that its user began in the same browser, here first, then at the provider. Of others
@@ -110,7 +159,6 @@ async fn end_with_its_browser(
     opened: Arc<OpenedSessionCookie>,
     deadline: Instant,
 ) -> (Result<(), Refusal>, Option<Arc<LoginSession>>) {
-    let _until_done = state.drain.track();
     let (session, now) = (&opened.session, unix_seconds());
     let mut revocations = Vec::new();
     let ended = record_end(&state, &runtime, session, SessionScope::Browser).map(|kept| revocations.extend(kept));

@@ -45,7 +45,7 @@ pub(super) async fn serve(
     // To choose another account the browser is redirected to the provider's sign-in, not to its sign-out.
     let scope = if selects_account { SignOutScope::Local } else { SignOutScope::Provider };
     let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0, &request.runtime.policy.browser));
-    let location = sign_out(request.state, request.runtime, &cookies, scope, &request.client, line)
+    let location = sign_out(request.state, request.runtime, cookies, scope, &request.client, line)
         .await
         .map_err(|refusal| refusal.taking_back(gone.clone()))?;
     let location = if selects_account {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::logout::{logout_token, tell};
 use super::{Browser, Fixture, OURS, provider};
+use crate::support::client::Client;
 use crate::support::control::post;
 use crate::support::proxy::TempFolder;
 
@@ -66,6 +67,38 @@ async fn delete_writes_the_same_event_and_counts_as_a_logout() {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], admin));
     let text = crate::support::client::get(address, "/metrics", &[]).await.body;
     assert!(text.contains(r#"vestibule_logouts_total{provider="oidc",outcome="local"} 1"#), "{text}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_during_its_sign_out_ends_every_session_and_leaves_its_events() {
+    let fixture = Fixture::at(provider(600).await, "", "").await;
+    let mut alice = fixture.browser();
+    alice.sign_in(&fixture.provider, "/").await;
+    fixture.provider.set(|conduct| conduct.user = "bob".to_owned());
+    let mut bob = fixture.browser();
+    bob.sign_in(&fixture.provider, "/").await;
+    // Another port of this machine can set a cookie of our name.
+    let both =
+        format!("Cookie: vestibule-80={}; vestibule-80={}", alice.cookies["vestibule-80"], bob.cookies["vestibule-80"]);
+    fixture.provider.answerer.hold();
+    let before = fixture.provider.answerer.count();
+    let mut client = Client::connect(fixture.proxy.address).await;
+    let head =
+        format!("POST /.vestibule/logout HTTP/1.1\r\nHost: localhost\r\n{OURS}\r\n{both}\r\nContent-Length: 0\r\n\r\n");
+    client.send(head).await;
+    fixture.provider.answerer.asked_times(before + 1).await;
+    drop(client);
+    for user in ["alice", "bob"] {
+        let wanted = format!("\"user\":\"{user}\"");
+        let is_it = |line: &str| line.contains("\"event\":\"sign_out\"") && line.contains(&wanted);
+        let line = fixture.proxy.logged(user, is_it).await;
+        let line: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(fields(&line), ["request_id", "user", "provider", "session", "client"]);
+    }
+    fixture.provider.answerer.open();
+    for browser in [&mut alice, &mut bob] {
+        assert_eq!(browser.open("/x").await.status, 302);
+    }
 }
 
 #[tokio::test]
