@@ -25,6 +25,8 @@ pub struct Identity {
     kind: TokenKindHeader,
     /// The browser session, if a session cookie was presented.
     browser_session: Option<BrowserSession>,
+    /// As in [`BrowserSession::authenticated_at`]; a sign-in that is being completed has it before its session begins.
+    authenticated_at: Option<u64>,
     /// The keys by which the identity can be revoked, computed at the first use and cached with the token.
     revocation_keys: OnceLock<Arc<RevocationKeys>>,
     /// What an open session keeps of the identity, made at the first use and cached with the token.
@@ -47,6 +49,10 @@ pub struct BrowserSession {
     pub began: u64,
     /// The Unix time in seconds at which the last of the session's cookies expires, by the data in this cookie.
     pub last_end: u64,
+    /// When the user authenticated at the provider for the sign-in that began the session, Unix seconds. It decides
+    /// whether the session is newer than a revocation of its `sid`, and no renewal changes it. `None` where the ID token
+    /// did not say it, and for a session of a presented token: those are issued anew in a session that was revoked.
+    pub(super) authenticated_at: Option<u64>,
     /// The key that the cookie is encrypted with.
     pub(super) key: KeyFingerprint,
     /// When the cookie expires; `None` for a session that began with a sign-in, whose record knows.
@@ -172,6 +178,7 @@ impl Identity {
             verified_by,
             kind,
             browser_session: None,
+            authenticated_at: None,
             revocation_keys: OnceLock::new(),
             stored: OnceLock::new(),
             presence: OnceLock::new(),
@@ -184,8 +191,16 @@ impl Identity {
         self
     }
 
+    /// Marks the identity as one of a sign-in that is being completed. `at` is as in [`BrowserSession::authenticated_at`].
+    pub(super) fn authenticated(mut self, at: Option<u64>) -> Self {
+        self.authenticated_at = at;
+        self.revocation_keys = OnceLock::new();
+        self
+    }
+
     /// Marks the identity as one that came from a session cookie.
     pub(super) fn in_session(mut self, session: Option<BrowserSession>) -> Self {
+        self.authenticated_at = session.as_ref().and_then(|session| session.authenticated_at);
         self.browser_session = session;
         (self.revocation_keys, self.stored) = (OnceLock::new(), OnceLock::new());
         self
@@ -234,6 +249,12 @@ impl Identity {
     #[must_use]
     pub fn browser_session(&self) -> Option<&BrowserSession> {
         self.browser_session.as_ref()
+    }
+
+    /// Returns when the user authenticated for the sign-in of this login session, Unix seconds; `None` where that is not
+    /// known, and for any other credential.
+    pub(super) fn authenticated_at(&self) -> Option<u64> {
+        self.authenticated_at.filter(|_| self.provider.is_of_login())
     }
 
     /// Returns the parts of the token's header that determine its kind.

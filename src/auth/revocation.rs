@@ -42,7 +42,7 @@ pub enum RevocationTarget {
     User(String),
     /// A user by the claim `sub`, where the user id is another claim.
     Subject(String),
-    /// A provider session (`sid`).
+    /// A provider session (`sid`). A login session whose user authenticated later is not covered.
     Session(String),
     /// One token (`jti`).
     Token(String),
@@ -424,6 +424,7 @@ impl Revocations {
             token: text("jti").map(|jti| key(RevocationTarget::Token(jti))),
             browser_session: identity.browser_session().map(|session| self.browser_session_keys(secret, session)),
             issued_at: numeric_date(identity.claims(), "iat", f64::floor).ok().flatten(),
+            authenticated_at: identity.authenticated_at(),
             clock_skew: provider.clock_skew.as_secs(),
             former: None,
         }
@@ -441,13 +442,15 @@ impl Revocations {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let in_force = |key: &RevocationKey| entries.get(key).filter(|entry| entry.until > now);
         // A provider whose clock is ahead of this one may date a token later than a revocation that came after it.
-        let before =
-            |entry: &RevokedAt| keys.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(keys.clock_skew));
+        let covers = |entry: &RevokedAt, time: Option<u64>| {
+            time.is_none_or(|time| time <= entry.at.saturating_add(keys.clock_skew))
+        };
         let users = [Some(&keys.user), keys.subject.as_ref()];
-        if users.into_iter().flatten().filter_map(in_force).any(before) {
+        if users.into_iter().flatten().filter_map(in_force).any(|entry| covers(entry, keys.issued_at)) {
             return Some("sub");
         }
-        if keys.session.as_ref().and_then(in_force).is_some() {
+        // Within a session that was revoked a provider may go on issuing tokens, so only a later authentication counts.
+        if keys.session.as_ref().and_then(in_force).is_some_and(|entry| covers(entry, keys.authenticated_at)) {
             return Some("sid");
         }
         if keys.token.as_ref().and_then(in_force).is_some() {

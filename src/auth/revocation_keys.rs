@@ -37,6 +37,9 @@ pub struct RevocationKeys {
     pub(super) browser_session: Option<BrowserSessionKeys>,
     /// The token's `iat`; a token without it counts as issued before any revocation.
     pub(super) issued_at: Option<u64>,
+    /// When the user authenticated for the sign-in of a login session; `None` where that is not known, and for any other
+    /// credential. Then a revocation of the provider session covers it whenever it was issued.
+    pub(super) authenticated_at: Option<u64>,
     pub(super) clock_skew: u64,
     /// The keys under a secret that is being replaced.
     pub(super) former: Option<Box<Self>>,

@@ -79,6 +79,7 @@ impl CookieContent {
             browser: None,
             began: number("b")?,
             last_end: number("l")?,
+            authenticated_at: None,
             key,
             cookie_times: Some(times),
         };
@@ -162,6 +163,7 @@ impl SessionCookies {
                 browser: None,
                 began: now,
                 last_end: until,
+                authenticated_at: None,
                 key: self.key_fingerprint,
                 cookie_times: Some(times),
             },

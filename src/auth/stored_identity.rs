@@ -7,7 +7,6 @@ use super::identify::{VerifiedClaims, identify_again};
 use super::identity::{Expiry, PackedExpiry, Stored, VerifiedBy};
 use super::{Identity, Verifier, claims};
 use crate::json;
-use crate::policy::AuthorizedParties;
 
 /// An identity in compact form. It can be made only from an [`Identity`].
 #[derive(Clone)]
@@ -41,7 +40,7 @@ impl StoredIdentity {
     /// token's expiry does not count, since the session is renewed.
     #[must_use]
     pub fn login_session_ends_at(&self) -> Option<u64> {
-        matches!(self.stored.provider.authorized_parties, AuthorizedParties::Client(_)).then(|| self.expires_at())
+        self.stored.provider.is_of_login().then(|| self.expires_at())
     }
 
     /// Returns the Unix time in seconds at which the presented session cookie expires by the verifier's configuration,

@@ -28,9 +28,7 @@ use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::trace::{ClaimedProvider, Step, Trace};
 use super::{Carrier, Identity, Rejection, Revocations, SessionCookies, Token, unix_seconds};
-use crate::policy::{
-    AuthorizedParties, Claim, Family, KeySource, LoginSpec, PathVariables, ProviderSpec, Secret, SessionSpec,
-};
+use crate::policy::{Claim, Family, KeySource, LoginSpec, PathVariables, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics, TOKEN_OUTCOMES};
 
 pub use session_cookie::OpenedSessionCookie;
@@ -253,7 +251,7 @@ impl Verifier {
 
     /// Finds the current provider that replaced a former one; for a login session that of its login.
     pub(super) fn current_spec_of(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
-        if matches!(former.authorized_parties, AuthorizedParties::Client(_)) {
+        if former.is_of_login() {
             return self.logins()?.get(&former.name).map(|login| &login.spec.provider_spec);
         }
         self.provider(&former.name)

@@ -122,6 +122,15 @@ const MOST_USUAL_SKEW: Duration = Duration::from_secs(5 * 60);
 /// The default of `clock_skew`.
 pub(super) const DEFAULT_SKEW: Duration = Duration::from_secs(5);
 
+impl ProviderSpec {
+    /// Returns whether these are the settings of a login, by which ID tokens and login sessions are verified, and no
+    /// presented token. The configuration can write no such party.
+    #[must_use]
+    pub const fn is_of_login(&self) -> bool {
+        matches!(self.authorized_parties, AuthorizedParties::Client(_))
+    }
+}
+
 impl Check {
     /// `resources` are the audiences that stand for protected resources; they count beside the provider's own, each on
     /// the routes of its resource.

@@ -7,6 +7,7 @@ mod flow;
 mod hostile;
 mod logout;
 mod renewal;
+mod revoked_sessions;
 mod tokens;
 
 use std::collections::BTreeMap;

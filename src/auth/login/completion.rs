@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -59,6 +60,17 @@ pub(super) struct VerifiedIdToken {
     pub(super) auth_time: Option<u64>,
 }
 
+impl VerifiedIdToken {
+    /// Returns when the user last authenticated at the provider, in Unix seconds by this machine's clock at the latest
+    /// `now`, which is the moment of the sign-in. A time further in the future than clocks may differ is in milliseconds or
+    /// wrong, and counts as none.
+    fn authenticated_at(&self, now: u64, clock_skew: Duration) -> Option<u64> {
+        let latest = now.saturating_add(clock_skew.as_secs());
+        // A session that is dated later than it began would count as newer than a revocation that comes next.
+        self.auth_time.filter(|at| *at <= latest).map(|at| at.min(now))
+    }
+}
+
 /// The purpose for which an ID token was issued, which decides its required claims.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum IdTokenUse<'a> {
@@ -91,7 +103,9 @@ impl Logins {
         let id_token = tokens.id_token.as_ref().ok_or_else(missing)?;
         let id_token = login.verify_id_token(id_token, IdTokenUse::SignIn { nonce: &nonce }).await?;
         let userinfo = login.userinfo_claims(&metadata, &tokens, &id_token.claims).await?;
-        let identity = login.identity(&id_token, userinfo)?;
+        let now = unix_seconds();
+        let authenticated_at = id_token.authenticated_at(now, login.spec.provider_spec.clock_skew);
+        let identity = login.identity(&id_token, userinfo)?.authenticated(authenticated_at);
         tokens.check_size(&identity)?;
         allow::permits(&[], &identity).map_err(|denied| LoginError::Denied {
             user: Some(identity.user_id().to_owned()),
@@ -100,7 +114,6 @@ impl Logins {
         if login.spec.renew == Renew::Required && tokens.refresh_token.is_none() {
             return Err(LoginError::NoRefreshToken);
         }
-        let now = unix_seconds();
         if let Err(Rejection::Revoked(by)) = self.sessions.revocations().check(&identity, now) {
             return Err(LoginError::Revoked(by));
         }
@@ -316,3 +329,33 @@ const PROTOCOL: [&str; 14] = [
     "events",
     "client_id",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_authenticated_at_the_sign_in_at_the_latest_and_at_no_time_that_cannot_be() {
+        let now = 1_800_000_000;
+        for (auth_time, expected) in [
+            (None, None),
+            (Some(0), Some(0)),
+            (Some(now - 3_600), Some(now - 3_600)),
+            (Some(now), Some(now)),
+            (Some(now + 5), Some(now)),
+            (Some(now + 6), None),
+            (Some((now - 3_600) * 1_000), None),
+            (Some(u64::MAX), None),
+        ] {
+            let id_token = VerifiedIdToken {
+                claims: Map::new(),
+                kind: TokenKindHeader::default(),
+                key_fingerprint: KeyFingerprint::default(),
+                algorithm: jsonwebtoken::Algorithm::RS256,
+                expires_at: now + 600,
+                auth_time,
+            };
+            assert_eq!(id_token.authenticated_at(now, Duration::from_secs(5)), expected, "{auth_time:?}");
+        }
+    }
+}

@@ -27,7 +27,7 @@ pub struct ProviderLogout {
     pub targets: Vec<RevocationTarget>,
     /// The time for which the revocation must be kept at least: until every login session that it concerns has ended.
     pub keep: Duration,
-    /// The token's `iat`, Unix seconds: sessions that began since have not ended.
+    /// The token's `iat`, Unix seconds: sessions of the user that began since have not ended.
     pub issued_at: u64,
     id: [u8; 16],
 }

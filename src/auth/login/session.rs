@@ -80,6 +80,7 @@ impl Logins {
             browser: Some(Arc::clone(&browser)),
             began: now,
             last_end: ends_at,
+            authenticated_at: identity.authenticated_at(),
             key: cookie_key,
             cookie_times: None,
         };
@@ -101,7 +102,7 @@ impl Logins {
                 "i": &*session.id, "x": key.to_text(), "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
                 "r": &*browser, "p": spec.name, "f": spec.provider_spec.preset, "k": print.text(), "a": algorithm,
                 "t": kind.is_access_token, "y": kind.category.name(),
-                "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
+                "w": is_whole, "d": digest_of(&spec.claims), "c": claims, "n": session.authenticated_at,
             });
             let value = format!("{PREFIX}{}", self.keys.encrypt(Purpose::SessionCookie, &content)?);
             (value.len() <= MAX_COOKIE_VALUE).then_some(value)
@@ -130,6 +131,8 @@ impl Logins {
                 browser: text("r").map(Arc::from),
                 began: number("b")?,
                 last_end: number("l")?,
+                // Earlier versions issued cookies without it.
+                authenticated_at: number("n"),
                 key: cookie_key,
                 cookie_times: None,
             },

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::auth::{BrowserSession, SessionScope};
+use crate::auth::identity::{Expiry, VerifiedBy};
+use crate::auth::kind::TokenKindHeader;
+use crate::auth::{BrowserSession, KeyFingerprint, SessionScope, StoredIdentity};
 
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -16,6 +18,7 @@ fn example_keys(of: &Revocations, issued_at: Option<u64>) -> RevocationKeys {
         token: Some(key(RevocationTarget::Token("t".into()))),
         browser_session: None,
         issued_at,
+        authenticated_at: None,
         clock_skew: 5,
         former: None,
     }
@@ -63,6 +66,83 @@ fn a_session_and_a_token_whenever_they_were_issued_and_of_their_issuer_only() {
     assert_eq!(revocations.revoked(&example_keys(&revocations, Some(900)), 101), Some("jti"));
     revoke(&revocations, "https://i", &RevocationTarget::Session("s".into()));
     assert_eq!(revocations.revoked(&example_keys(&revocations, Some(900)), 101), Some("sid"));
+}
+
+#[test]
+fn a_session_of_the_provider_until_its_user_authenticates_again() {
+    let revocations = Revocations::default();
+    let session = RevocationTarget::Session("s".into());
+    let by = |authenticated_at, now| {
+        // An ID token is issued anew within the same session, so its `iat` says nothing.
+        let keys = RevocationKeys { authenticated_at, ..example_keys(&revocations, Some(900)) };
+        revocations.revoked(&keys, now)
+    };
+    assert_eq!(by(None, 100), None);
+    revoke(&revocations, "https://i", &session);
+    for (authenticated_at, expected) in [
+        (None, Some("sid")),
+        (Some(0), Some("sid")),
+        (Some(100), Some("sid")),
+        (Some(105), Some("sid")),
+        (Some(106), None),
+    ] {
+        assert_eq!(by(authenticated_at, 101), expected, "{authenticated_at:?}");
+    }
+    // A revocation that comes later, here or from another instance, covers what was newer than the former one.
+    revocations.revoke("https://i", &session, 120, KEEP, 10).expect("room").save().expect("no file to fail");
+    assert_eq!((by(Some(125), 130), by(Some(126), 130)), (Some("sid"), None));
+    let key = revocations.key(0, "https://i", &session);
+    let entry = |at: u64| RevokedAt { at, until: 200 }.entry(key);
+    assert!(revocations.merge(&entry(140), 130));
+    assert_eq!((by(Some(145), 150), by(Some(146), 150)), (Some("sid"), None));
+    assert!(!revocations.merge(&entry(90), 130), "an older one takes nothing back");
+    assert_eq!(by(Some(145), 150), Some("sid"));
+    assert!(revocations.merge(&entry(u64::MAX), 150));
+    assert_eq!(by(Some(u64::MAX / 2_000), 151), Some("sid"));
+}
+
+#[test]
+fn a_later_authentication_counts_for_login_sessions_alone_and_under_each_secret() {
+    let text = "{upstream: 'http://127.0.0.1:1', public_url: 'https://nb.example.com', providers: [{preset: oidc, issuer: 'https://i', audience: api}], browser: {login: {client_id: a}}}";
+    let policy = crate::policy::validate(&crate::config::load_yaml(text).expect("loads").config).expect("valid");
+    let (bearer, login) = (&policy.providers[0], &policy.browser.logins[0].provider_spec);
+    let identity = |provider: &Arc<ProviderSpec>| {
+        let claims =
+            serde_json::json!({ "iss": "https://i", "sub": "alice", "sid": "s", "iat": 900, "auth_time": 900 });
+        let Value::Object(claims) = claims else { unreachable!() };
+        let by = VerifiedBy::Provider(KeyFingerprint::default());
+        let kind = TokenKindHeader::default();
+        Identity::new(Arc::clone(provider), "alice".into(), claims, Expiry::At(2_000), by, kind)
+    };
+    let session = |authenticated_at| BrowserSession {
+        id: "a".into(),
+        owner: "b".into(),
+        browser: None,
+        began: 0,
+        last_end: 2_000,
+        authenticated_at,
+        key: KeyFingerprint::default(),
+        cookie_times: None,
+    };
+    let secrets = [&b"new"[..], b"former"].map(crate::policy::Secret::for_tests);
+    for revoked_under in [0, 1] {
+        let revocations = Revocations::with_keys(DigestKeys::derived(&secrets, "test").expect("keys"));
+        let target = RevocationTarget::Session("s".into());
+        let key = revocations.key(revoked_under, "https://i", &target);
+        assert!(revocations.merge(&RevokedAt { at: 100, until: 1_000 }.entry(key), 100));
+        let is_revoked = |identity: &Identity| revocations.check(identity, 950).is_err();
+        assert!(is_revoked(&identity(login)), "the claim alone decides nothing");
+        assert!(!is_revoked(&identity(login).authenticated(Some(900))));
+        assert!(is_revoked(&identity(login).authenticated(Some(100))));
+        assert!(!is_revoked(&identity(login).in_session(Some(session(Some(900))))));
+        assert!(is_revoked(&identity(login).in_session(Some(session(None)))));
+        // The session decides, whatever a renewal said.
+        assert!(is_revoked(&identity(login).authenticated(Some(900)).in_session(Some(session(Some(100))))));
+        let stored = StoredIdentity::new(&identity(login).in_session(Some(session(Some(900)))));
+        assert!(is_revoked(&stored.restore().expect("it was stored")), "what is not known counts as before");
+        assert!(is_revoked(&identity(bearer).authenticated(Some(900))));
+        assert!(is_revoked(&identity(bearer).in_session(Some(session(Some(900))))));
+    }
 }
 
 #[test]
@@ -135,7 +215,8 @@ fn browser_session(id: &str, browser: Option<&str>) -> BrowserSession {
         browser: browser.map(Arc::from),
         began: 50_000,
         last_end: 1_000,
-        key: crate::auth::KeyFingerprint::of(&[b"key"]),
+        authenticated_at: None,
+        key: KeyFingerprint::of(&[b"key"]),
         cookie_times: None,
     }
 }

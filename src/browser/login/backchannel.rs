@@ -60,8 +60,15 @@ async fn revoke(state: &Arc<ProxyState>, runtime: &Arc<Runtime>, logout: &Provid
     let keep = logout.keep.max(runtime.policy.bearer_revocation_keep(&logout.issuer));
     let mut revocations = Vec::new();
     let mut limit_reached = None;
+    let (all, now) = (&state.revocations, unix_seconds());
     for target in &logout.targets {
-        match state.revocations.revoke_until(&logout.issuer, target, logout.issued_at, unix_seconds(), keep, limit) {
+        let revoked = match target {
+            // The provider has ended this session. What it says to have begun in it before now has ended too, whichever of
+            // the provider's clocks it is dated by.
+            RevocationTarget::Session(_) => all.revoke(&logout.issuer, target, now, keep, limit),
+            _ => all.revoke_until(&logout.issuer, target, logout.issued_at, now, keep, limit),
+        };
+        match revoked {
             Ok(revocation) => revocations.push(revocation),
             Err(full) => {
                 tracing::error!(reason = %full, "a provider's logout could not be recorded");

@@ -280,8 +280,10 @@ impl SignInRequest<'_> {
                 (AuditEvent::Denial, pages::not_allowed())
             }
             LoginError::Revoked(_) => {
-                wait = Some(DEFAULT_RETRY);
-                (AuditEvent::Denial, pages::just_ended())
+                // A revocation covers what is newer by no more than the difference of clocks.
+                let seconds = login.spec.provider_spec.clock_skew.as_secs().saturating_add(1);
+                wait = Some(seconds);
+                (AuditEvent::Denial, pages::session_ended(seconds))
             }
             LoginError::NoRefreshToken => (AuditEvent::SignInFailed(SignInOutcome::Refused), pages::no_refresh_token()),
             LoginError::ClientRefused { answer, key } => {

@@ -162,11 +162,16 @@ pub(super) fn not_allowed() -> Page {
     page
 }
 
-pub(super) fn just_ended() -> Page {
+/// Returns the page after a sign-in that is not newer than a revocation. A sign-in `wait` seconds later is, unless the
+/// provider goes on with the session that was revoked.
+pub(super) fn session_ended(wait: u64) -> Page {
+    let unit = if wait == 1 { "second" } else { "seconds" };
     Page::new(
         StatusCode::SERVICE_UNAVAILABLE,
-        "Your session was ended a moment ago",
-        "Your provider or an administrator has ended your sessions. You can sign in again in a moment.",
+        "Your session was ended",
+        &format!(
+            "Your provider or an administrator has ended it. Sign in again in {wait} {unit}. If this page comes back, sign out at your provider first, and then sign in here; or tell the operator of this site the request id below."
+        ),
     )
     .with(&try_again("/"))
 }

@@ -11,10 +11,11 @@ use super::fleet::{Instance, SECRET, timed};
 use crate::login::{Browser, Fixture, OURS, provider};
 use crate::support::backend::{Backend, Heard};
 use crate::support::engine::{Engine, Relay, is_installed};
-use crate::support::openid::OpenId;
+use crate::support::issuer::RSA;
+use crate::support::openid::{CLIENT, OpenId};
 use crate::support::proxy::{Proxy, TempFile, TempFolder};
 use crate::support::socket::Socket;
-use crate::support::{unused_port, within};
+use crate::support::{now, unused_port, within};
 
 /// Instances that sign people in at one provider and share one engine.
 struct LoginFleet {
@@ -130,6 +131,45 @@ impl LoginFleet {
             }
         })
         .await
+    }
+}
+
+/// The cookie says when its user authenticated, so every instance decides the same.
+#[tokio::test]
+async fn every_instance_knows_which_session_of_one_sid_is_newer_than_its_revocation() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let more =
+        format!("providers: [{{ preset: oidc, issuer: \"{}\", audience: api, clock_skew: 0s }}]\n", fleet.provider.url);
+    let (first, second) = (fleet.instance(&more).await, fleet.instance(&more).await);
+    fleet.provider.set(|conduct| conduct.id_token = json!({ "sid": "kept" }));
+    let former = fleet.signed_in(&first).await;
+    assert_eq!(fleet.status(&former, &second).await, 200);
+    let token = RSA.sign_with(
+        &json!({ "typ": "logout+jwt" }),
+        &json!({
+            "iss": fleet.provider.url, "aud": CLIENT, "iat": now(), "exp": now() + 60, "jti": "j", "sid": "kept",
+            "events": { "http://schemas.openid.net/event/backchannel-logout": {} },
+        }),
+    );
+    let form = format!("logout_token={token}");
+    let mut provider = Browser::new(first.proxy.address);
+    assert_eq!(provider.send("POST", "/.vestibule/backchannel-logout", &[], &form).await.status, 200);
+    let told = async {
+        while fleet.status(&former, &second).await == 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the second instance to know", told).await;
+    // The revocation covers its own second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let newer = fleet.signed_in(&first).await;
+    let third = fleet.instance(&more).await;
+    for instance in [&first, &second, &third] {
+        assert_eq!(fleet.status(&former, instance).await, 302);
+        assert_eq!(fleet.status(&newer, instance).await, 200);
     }
 }
 

@@ -411,6 +411,7 @@ mod tests {
             browser: None,
             began: 0,
             last_end: end,
+            authenticated_at: None,
             key: print,
             cookie_times: None,
         };
