@@ -189,17 +189,9 @@ impl Login {
             (_, Some(_)) => return Err(wrong("nonce", "is of another sign-in")),
         }
         let auth_time = claims::numeric_date(&parsed.claims, "auth_time", f64::floor)?;
-        if let Some(max_age) = self.spec.max_age {
-            let limit = max_age.as_secs().saturating_add(spec.clock_skew.as_secs());
-            match (auth_time, usage) {
-                // At a renewal the caller checks it, because the session ends.
-                (_, IdTokenUse::Renewal { .. }) => {}
-                (None, _) => return Err(wrong("auth_time", "is missing, and max_age asks for it")),
-                (Some(at), _) if at.saturating_add(limit) < now => {
-                    return Err(wrong("auth_time", "is longer ago than max_age"));
-                }
-                (Some(_), _) => {}
-            }
+        // At a renewal the caller checks it, because the session ends.
+        if matches!(usage, IdTokenUse::SignIn { .. }) {
+            self.check_max_age(auth_time, now).map_err(|problem| wrong("auth_time", problem))?;
         }
         let algorithm = parsed.algorithm;
         Ok(VerifiedIdToken {
@@ -210,6 +202,24 @@ impl Login {
             expires_at,
             auth_time,
         })
+    }
+
+    /// Checks that the user signed in at the provider no longer ago than `max_age`, if that is configured.
+    ///
+    /// # Errors
+    /// Returns what is wrong with `auth_time`.
+    pub(super) fn check_max_age(&self, auth_time: Option<u64>, now: u64) -> Result<(), &'static str> {
+        let Some(max_age) = self.spec.max_age else { return Ok(()) };
+        let skew = self.spec.provider_spec.clock_skew.as_secs();
+        match auth_time {
+            None => Err("is missing, and max_age asks for it"),
+            // Such as one in milliseconds, which would be younger than any max_age.
+            Some(at) if at > now.saturating_add(skew) => Err("is in the future, and max_age asks for it"),
+            Some(at) if at.saturating_add(max_age.as_secs()).saturating_add(skew) < now => {
+                Err("is longer ago than max_age")
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// Checks that the header of an ID token or a logout token has an algorithm of the provider, and does not name an

@@ -166,7 +166,7 @@ async fn a_callback_names_its_issuer_where_the_provider_says_so() {
 }
 
 #[tokio::test]
-async fn whoever_signed_in_too_long_ago_signs_in_again() {
+async fn a_user_who_signed_in_too_long_ago_signs_in_again() {
     let fixture = Fixture::start("max_age: 60s", "").await;
     let mut browser = fixture.browser();
     let location = browser.reach_provider("/").await;
@@ -177,6 +177,8 @@ async fn whoever_signed_in_too_long_ago_signs_in_again() {
         (json!({ "auth_time": now() - 90 }), 502),
         (json!({ "auth_time": null }), 502),
         (json!({ "auth_time": "now" }), 502),
+        (json!({ "auth_time": now() + 60 }), 502),
+        (json!({ "auth_time": now() * 1_000 }), 502),
     ] {
         assert_eq!(status(&fixture, &claims).await, expected, "{claims}");
     }

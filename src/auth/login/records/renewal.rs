@@ -305,22 +305,15 @@ impl LoginSession {
                 renewed
             }
         };
-        self.check_auth_time(login, &id_token)?;
+        // A provider need not repeat it.
+        let auth_time = id_token.auth_time.or(self.origin.first_auth_time);
+        login
+            .check_max_age(auth_time, unix_seconds())
+            .map_err(|problem| LoginError::denied(&format!("auth_time {problem}")))?;
         if let Some(issued_at) = &self.origin.issued_at {
             id_token.claims.insert("iat".to_owned(), issued_at.clone());
         }
         Ok(id_token)
-    }
-
-    /// Rejects a renewal whose user signed in at the provider longer ago than the login's `max_age`.
-    fn check_auth_time(&self, login: &Login, id_token: &VerifiedIdToken) -> Result<(), LoginError> {
-        let Some(max_age) = login.spec.max_age else { return Ok(()) };
-        let limit = max_age.as_secs().saturating_add(login.spec.provider_spec.clock_skew.as_secs());
-        let at = id_token.auth_time.or(self.origin.first_auth_time).unwrap_or_default();
-        if at.saturating_add(limit) < unix_seconds() {
-            return Err(LoginError::denied("auth_time is longer ago than max_age"));
-        }
-        Ok(())
     }
 
     async fn try_renew(
