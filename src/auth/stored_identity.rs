@@ -137,3 +137,42 @@ impl std::fmt::Debug for StoredIdentity {
         write!(f, "StoredIdentity({})", self.stored.provider.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::auth::identity::BrowserSession;
+    use crate::auth::keys::KeyFingerprint;
+    use crate::auth::kind::TokenKindHeader;
+
+    /// Without it a revocation of the provider session covers the identity, whenever its user authenticated.
+    #[test]
+    fn a_restored_identity_does_not_say_when_its_user_authenticated() {
+        let text = "{upstream: 'http://127.0.0.1:1', public_url: 'https://nb.example.com', providers: [{preset: oidc, issuer: 'https://i', audience: api}], browser: {login: {client_id: a}}}";
+        let policy = crate::policy::validate(&crate::config::load_yaml(text).expect("loads").config).expect("valid");
+        let provider = Arc::clone(&policy.browser.logins[0].provider_spec);
+        let Value::Object(claims) = json!({ "iss": "https://i", "sub": "alice", "sid": "s", "iat": 900 }) else {
+            unreachable!()
+        };
+        let by = VerifiedBy::Provider(KeyFingerprint::default());
+        let kind = TokenKindHeader::default();
+        let identity = Identity::new(provider, "alice".into(), claims, Expiry::At(2_000), by, kind);
+        let identity = identity.in_session(Some(BrowserSession {
+            id: "a".into(),
+            owner: "b".into(),
+            browser: None,
+            began: 0,
+            last_end: 2_000,
+            authenticated_at: Some(900),
+            key: KeyFingerprint::default(),
+            cookie_times: None,
+        }));
+        assert_eq!(identity.authenticated_at(), Some(900));
+        let restored = StoredIdentity::new(&identity).restore().expect("it was stored");
+        assert_eq!(restored.authenticated_at(), None);
+    }
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::auth::identity::{Expiry, VerifiedBy};
 use crate::auth::kind::TokenKindHeader;
-use crate::auth::{BrowserSession, KeyFingerprint, SessionScope, StoredIdentity};
+use crate::auth::{BrowserSession, KeyFingerprint, SessionScope};
 
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -138,8 +138,6 @@ fn a_later_authentication_counts_for_login_sessions_alone_and_under_each_secret(
         assert!(is_revoked(&identity(login).in_session(Some(session(None)))));
         // The session decides, whatever a renewal said.
         assert!(is_revoked(&identity(login).authenticated(Some(900)).in_session(Some(session(Some(100))))));
-        let stored = StoredIdentity::new(&identity(login).in_session(Some(session(Some(900)))));
-        assert!(is_revoked(&stored.restore().expect("it was stored")), "what is not known counts as before");
         assert!(is_revoked(&identity(bearer).authenticated(Some(900))));
         assert!(is_revoked(&identity(bearer).in_session(Some(session(Some(900))))));
     }
