@@ -340,7 +340,7 @@ mod tests {
             assert_eq!(until(scope, 200_060), None, "{scope:?}");
             assert_eq!(until(scope, 1_000_000_000), None, "{scope:?}");
         }
-        // Its cookies last for 100,000 s, and another session of its browser may have begun just now.
+        // The session's cookies last for 100,000 s, and another session of its browser may have begun just now.
         assert_eq!(until(SessionScope::Session, 150_000), Some(150_000 + ONE_DAY + 60));
         assert_eq!(until(SessionScope::Browser, 150_000), Some(250_060));
     }

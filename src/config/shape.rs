@@ -56,9 +56,9 @@ pub struct Config {
     /// Unix socket).
     pub trusted_proxies: Vec<String>,
     /// Pages of these origins, your front ends, may read the proxy's own answers (CORS) and use its session cookies:
-    /// `https://app.example.com`, or `https://*.example.com` for one label (which does not count for cookies, nor for the session endpoint, which sets them). The
-    /// origin of an extension or an application is written as it sends it: `chrome-extension://<id>`,
-    /// `capacitor://localhost`.
+    /// `https://app.example.com`, or `https://*.example.com` for one label (which does not count for cookies, nor for
+    /// the session endpoint, which sets them). The origin of an extension or an application is written as it sends it:
+    /// `chrome-extension://<id>`, `capacitor://localhost`.
     pub origins: Vec<String>,
     /// The listener for operators serves `/status`, `/metrics`, `/healthz`, `/readyz` and `/assertion-keys.json`, to
     /// GET only. If the key is not written, it listens on `127.0.0.1:9180` if that port is free. null: there is no such

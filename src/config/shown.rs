@@ -16,11 +16,9 @@ const ENDINGS: [&str; 12] = ["cert", "cfg", "conf", "crt", "jwk", "jwks", "json"
 
 /// Returns the name of a file that cannot be read, unless it may be a secret, or a file's content.
 pub(crate) fn shown_file(name: &str) -> &str {
-    let is_below = |folder: &str| {
-        let rest = name.strip_prefix(folder)?;
-        Some(!(may_be_secret(name) || (!rest.contains('/') && may_be_secret(rest))))
-    };
-    let is_path = ["/", "./", "../"].iter().any(|folder| is_below(folder) == Some(true));
+    let is_below =
+        |folder: &str| name.strip_prefix(folder).is_some_and(|rest| rest.contains('/') || !may_be_secret(rest));
+    let is_path = !may_be_secret(name) && ["/", "./", "../"].iter().any(|folder| is_below(folder));
     let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
     let is_plain = ending.is_some_and(|ending| ENDINGS.contains(&ending)) && !name.contains("eyJ");
     let is_name = (is_path || is_plain)

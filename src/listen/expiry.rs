@@ -28,7 +28,7 @@ pub(super) enum CertificateExpiry {
     At {
         /// The Unix time until which it is valid, in seconds.
         not_after: u64,
-        /// Its position in the file. The listener's own certificate is at 0.
+        /// The position in the file. The listener's own certificate is at 0.
         position: usize,
     },
     /// The end of the listener's own certificate cannot be read, or is before the begin.

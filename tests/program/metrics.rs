@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::support::backend::Backend;
 use crate::support::client::{Answer, Client, bearer, get};
 use crate::support::issuer::{Issuer, Key, Mood};
-use crate::support::now;
 use crate::support::proxy::{Proxy, is_reload};
 use crate::support::socket::Socket;
+use crate::support::{now, within};
 
 struct Fixture {
     issuer: Issuer,
@@ -227,7 +227,7 @@ async fn the_documents_name_every_metric_and_no_other() {
             }
         }
     };
-    let text = crate::support::within("both sockets to be counted", closed).await;
+    let text = within("both sockets to be counted", closed).await;
     let mut served: BTreeSet<String> = text
         .lines()
         .filter_map(|line| {
@@ -265,16 +265,17 @@ async fn the_documents_name_every_metric_and_no_other() {
 
 /// Reads the metrics until they are as wanted.
 async fn until(admin: SocketAddr, is_wanted: impl Fn(&str) -> bool) -> String {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let text = get(admin, "/metrics", &[]).await.body;
-        if is_wanted(&text) {
-            return text;
+    let wanted = async {
+        loop {
+            let text = get(admin, "/metrics", &[]).await.body;
+            if is_wanted(&text) {
+                return text;
+            }
+            // No event tells of a change of a metric.
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert!(Instant::now() < deadline, "{text}");
-        // Nothing tells of a change of a metric.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    };
+    within("the metrics to be as wanted", wanted).await
 }
 
 /// The gauges of keys, for which an alert exists, without their values.

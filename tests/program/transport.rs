@@ -265,7 +265,7 @@ async fn a_certificate_that_expires_is_said_in_the_log_the_check_the_metrics_and
     let text = get(admin, "/metrics", &[]).await.body;
     assert!(metrics(soon).iter().all(|metric| text.lines().any(|line| line == metric)), "{text}");
     assert!(check().contains(&warning), "{}", check());
-    // Its own certificate has longer, and an intermediate one has expired.
+    // The listener's own certificate has longer, and an intermediate one has expired.
     let (pem, new_key) = authority.issue_chain_until("localhost", now + 30 * DAY, expired);
     std::fs::write(&certificate.0, pem).expect("written");
     std::fs::write(&key.0, new_key).expect("written");

@@ -176,7 +176,7 @@ impl Logins {
         }
         let known = match self.sessions.get(&cookie.session.id) {
             Some(known) => Some(known),
-            // Its record is being removed from the store.
+            // The record is being removed from the store.
             None if self.sessions.revocations().is_ended(&cookie.session, now) => {
                 return Err(Rejection::Revoked("session"));
             }
@@ -193,7 +193,7 @@ impl Logins {
             // the revoked one.
             if let Err(revoked) = self.sessions.revocations().check(&known.identity(), now) {
                 match revoked {
-                    // Its end is recorded.
+                    // The end is recorded already.
                     Rejection::Revoked("session") => self.sessions.discard_ended(&known),
                     _ => self.sessions.end(&known),
                 }
