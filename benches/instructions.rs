@@ -1,9 +1,9 @@
-//! Counts the instructions that a request of Vestibule takes in user space, under callgrind of valgrind. Other programs
-//! on the machine do not touch this figure, as they do a time. It exits with 1 if the figure is more than 3 % above the
-//! one in `benches/instructions.txt`.
+//! Counts the instructions that a request and a new WebSocket of Vestibule take in user space, under callgrind of valgrind.
+//! Other programs on the machine do not touch these figures, as they do a time. It exits with 1 if one is more than 3 %
+//! above that in `benches/instructions.txt`.
 //!
-//! `cargo bench --bench instructions`, half a minute; `-- --write` stores the figure. Without valgrind it says so and
-//! exits with 0. The figure is that of the release profile; with another profile it is printed and not compared.
+//! `cargo bench --bench instructions`, a minute; `-- --write` stores the figures. Without valgrind it says so and exits
+//! with 0. The figures are those of the release profile; with another profile they are printed and not compared.
 
 #![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
@@ -21,20 +21,23 @@ use std::sync::Arc;
 use clap::Parser as _;
 
 use middle::requests::{Load, Until, get};
+use middle::sockets::{Entry, Socket};
 use middle::vestibule::Settings;
 use middle::{Middle, installed, pinned, tokens, upstream, vestibule};
 use support::proxy::{TempFile, TempFolder};
 
-/// The numbers of requests. The difference between the two runs is free of the start and the end.
+/// How often each work is done. The difference between the two runs is free of the start and the end.
 const FEW: usize = 200;
-const MANY: usize = 2_200;
+const MANY: usize = 1_200;
+/// The tokens of a load that changes them: each is verified once, in both runs.
+const TOKENS: usize = 64;
 /// How far above the stored figure is too far.
 const MOST: f64 = 1.03;
 
 #[derive(clap::Parser)]
-#[command(about = "The instructions that a request takes")]
+#[command(about = "The instructions that a request and a new WebSocket take")]
 struct Arguments {
-    /// Store the figure.
+    /// Store the figures.
     #[arg(long)]
     write: bool,
     /// Cargo says this to every benchmark.
@@ -49,25 +52,44 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    let figure = runtime.block_on(per_request(&valgrind));
-    println!("{figure:.0} instructions a request");
+    let figures: Vec<_> =
+        WORKS.iter().map(|(name, work)| (*name, runtime.block_on(instructions(&valgrind, *work)))).collect();
+    for (name, figure) in &figures {
+        println!("{figure:.0} {name}");
+    }
     let is_release = vestibule::program().components().any(|part| part.as_os_str() == "release");
     if !is_release || vestibule::named().is_some() {
-        println!("not compared: the figure is that of cargo's release profile, and this is another build");
+        println!("not compared: the figures are those of cargo's release profile, and this is another build");
         return ExitCode::SUCCESS;
     }
     if arguments.write {
-        store(figure);
+        store(&figures);
         return ExitCode::SUCCESS;
     }
-    compare(figure)
+    compare(&figures)
 }
 
-/// Returns the instructions of a request: one connection, one request at a time, the token repeated.
-async fn per_request(valgrind: &Path) -> f64 {
+/// What is counted, one at a time over one connection or one socket after the other.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Requests with so many tokens in turn.
+    Request(usize),
+    /// Sockets that are opened, send a message there and back, and close.
+    Socket(Entry),
+}
+
+/// The names are those of the lines in the file.
+const WORKS: [(&str, Work); 4] = [
+    ("a request, one token repeated", Work::Request(1)),
+    ("a request, tokens in turn", Work::Request(TOKENS)),
+    ("a new WebSocket, token in a header", Work::Socket(Entry::Header)),
+    ("a new WebSocket, token in its first message", Work::Socket(Entry::InBand)),
+];
+
+/// Returns how many instructions the program executes for one more of this work.
+async fn instructions(valgrind: &Path, work: Work) -> f64 {
     let (upstream, issuer, folder) = (upstream::start(None).await, tokens::Issuer::new(), TempFolder::new());
     let key = TempFile::new(&issuer.public_pem);
-    let requests = Arc::new(vec![get("/api/cells", &issuer.token(0))]);
     let url = format!("http://{upstream}");
     let mut counted = Vec::new();
     for count in [FEW, MANY] {
@@ -79,7 +101,20 @@ async fn per_request(valgrind: &Path) -> f64 {
             vestibule::run(command, &folder, listen, &settings)
         };
         let middle = Middle::start(make).expect("starts");
-        Load::connect(&middle.address, None, &requests, 1).await.run(Until::Count(count)).await;
+        match work {
+            Work::Request(tokens) => {
+                let requests = Arc::new((0..tokens).map(|number| get("/api/cells", &issuer.token(number))).collect());
+                Load::connect(&middle.address, None, &requests, 1).await.run(Until::Count(count)).await;
+            }
+            Work::Socket(entry) => {
+                let token = issuer.token(0);
+                for _ in 0..count {
+                    let mut socket = Socket::open(&middle.address, &token, entry).await.expect("a socket");
+                    socket.echo().await.expect("an echo");
+                    socket.close().await.expect("closed");
+                }
+            }
+        }
         let said = middle.stop();
         let line = said.lines().find_map(|line| line.split_once("Collected : "));
         counted.push(line.and_then(|(_, number)| number.trim().parse::<u64>().ok()).expect("what callgrind counted"));
@@ -96,32 +131,40 @@ fn compiler() -> String {
     output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn store(figure: f64) {
-    let text = format!(
-        "# Instructions that a request takes in user space; `cargo bench --bench instructions -- --write` stores it.\n# {}, {}\n{figure:.0}\n",
+fn store(figures: &[(&str, f64)]) {
+    let mut text = format!(
+        "# Instructions in user space; `cargo bench --bench instructions -- --write` stores them.\n# {}, {}\n",
         compiler(),
         std::env::consts::ARCH
     );
+    for (name, figure) in figures {
+        text.push_str(&format!("{figure:.0} {name}\n"));
+    }
     std::fs::write(file(), text).expect("written");
     println!("written: {}", file().display());
 }
 
-fn compare(figure: f64) -> ExitCode {
+fn compare(figures: &[(&str, f64)]) -> ExitCode {
     let text = std::fs::read_to_string(file()).unwrap_or_default();
-    let Some(stored) = text.lines().find_map(|line| line.parse::<f64>().ok()) else {
-        println!("not compared: {} has no figure; --write stores it", file().display());
-        return ExitCode::FAILURE;
-    };
-    println!("{:+.1} % against the stored {stored:.0}", (figure / stored - 1.0) * 100.0);
     if !text.contains(&compiler()) {
-        println!("the stored figure is of another compiler than {}", compiler());
+        println!("the stored figures are of another compiler than {}", compiler());
     }
-    if figure <= stored * MOST {
-        return ExitCode::SUCCESS;
+    let mut outcome = ExitCode::SUCCESS;
+    for (name, figure) in figures {
+        let stored = text.lines().filter_map(|line| line.split_once(' ')).find(|(_, stored)| stored == name);
+        let Some(stored) = stored.and_then(|(stored, _)| stored.parse::<f64>().ok()) else {
+            println!("not compared: {} has no figure of {name}; --write stores it", file().display());
+            outcome = ExitCode::FAILURE;
+            continue;
+        };
+        println!("{:+.1} % against the stored {stored:.0}: {name}", (figure / stored - 1.0) * 100.0);
+        if *figure > stored * MOST {
+            println!(
+                "too many: at most {:.0}. Find out which change it was, or store the new figures with --write",
+                stored * MOST
+            );
+            outcome = ExitCode::FAILURE;
+        }
     }
-    println!(
-        "too many: at most {:.0}. Find out which change it was, or store the new figure with --write",
-        stored * MOST
-    );
-    ExitCode::FAILURE
+    outcome
 }

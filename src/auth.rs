@@ -44,6 +44,7 @@ mod session_cookie;
 mod small_file;
 mod stored_identity;
 pub mod token;
+mod token_digest;
 mod token_error;
 mod trace;
 mod unverified;

@@ -11,18 +11,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::digest;
 use quick_cache::sync::Cache;
 
+use super::token_digest::TokenDigest;
 use super::{Identity, Token};
-
-/// The SHA-256 digest of a whole token. It takes half a microsecond, or two to four on a processor that has no instructions
-/// for it; a signature takes 20 or more (measured: RS256 21 µs, ES256 60 µs).
-pub(super) type Digest = [u8; 32];
 
 /// A bounded cache of verified tokens.
 pub(super) struct TokenCache {
-    entries: Cache<Digest, CachedToken>,
+    entries: Cache<TokenDigest, CachedToken>,
 }
 
 /// The identity of a verified token, and the time until which it may be used without verifying the token again.
@@ -45,14 +41,8 @@ impl TokenCache {
         (limit > 0).then(|| Self { entries: Cache::new(limit) })
     }
 
-    /// Computes the key of a token in this cache.
-    pub(super) fn digest(token: &Token) -> Digest {
-        let digest = digest::digest(&digest::SHA256, token.expose().as_bytes());
-        digest.as_ref().try_into().unwrap_or_default()
-    }
-
     /// Looks a token up. The caller must check that the token has not expired since, and that its key is current.
-    pub(super) fn get(&self, digest: &Digest) -> Option<CachedToken> {
+    pub(super) fn get(&self, digest: &TokenDigest) -> Option<CachedToken> {
         let entry = self.entries.get(digest)?;
         if entry.until > Instant::now() {
             return Some(entry);
@@ -62,14 +52,14 @@ impl TokenCache {
     }
 
     /// Inserts an entry, unless its time has passed.
-    pub(super) fn insert(&self, digest: Digest, entry: &CachedToken) {
+    pub(super) fn insert(&self, digest: TokenDigest, entry: &CachedToken) {
         if entry.until > Instant::now() {
             self.entries.insert(digest, entry.clone());
         }
     }
 
     /// Removes a token.
-    pub(super) fn remove(&self, digest: &Digest) {
+    pub(super) fn remove(&self, digest: &TokenDigest) {
         self.entries.remove(digest);
     }
 
@@ -85,7 +75,7 @@ pub struct LastToken(Mutex<Option<LastVerified>>);
 
 struct LastVerified {
     token: Token,
-    digest: Digest,
+    digest: TokenDigest,
     entry: CachedToken,
     /// The verifier that accepted it. Another one, with another configuration, must verify the token itself.
     verifier: Arc<()>,
@@ -94,7 +84,7 @@ struct LastVerified {
 impl LastToken {
     /// Returns the digest and the identity if this verifier accepted exactly this token before and the entry's time has
     /// not passed.
-    pub(super) fn get(&self, token: &Token, verifier: &Arc<()>) -> Option<(Digest, Arc<Identity>)> {
+    pub(super) fn get(&self, token: &Token, verifier: &Arc<()>) -> Option<(TokenDigest, Arc<Identity>)> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = last.as_ref()?;
         let is_same =
@@ -115,7 +105,7 @@ impl LastToken {
     }
 
     /// Stores the token that this verifier has just accepted, with the entry that limits how long it may be used.
-    pub(super) fn set(&self, token: &Token, digest: Digest, entry: CachedToken, verifier: &Arc<()>) {
+    pub(super) fn set(&self, token: &Token, digest: TokenDigest, entry: CachedToken, verifier: &Arc<()>) {
         let last = LastVerified { token: token.duplicate(), digest, entry, verifier: Arc::clone(verifier) };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     }
@@ -154,8 +144,8 @@ mod tests {
         ))
     }
 
-    fn digest(number: u32) -> Digest {
-        TokenCache::digest(&Token::parse(&number.to_string(), 16).expect("token"))
+    fn digest(number: u32) -> TokenDigest {
+        TokenDigest::of(&Token::parse(&number.to_string(), 16).expect("token"))
     }
 
     #[test]

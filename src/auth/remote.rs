@@ -12,15 +12,14 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::cache::Digest;
 use super::kind::is_kind_member;
+use super::token_digest::TokenDigest;
 use super::{Inspection, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteSpec};
 use crate::telemetry::{Label, Metrics, in_current_request};
@@ -39,7 +38,7 @@ const IDLE_CONNECTIONS: usize = 4;
 pub struct RemoteCheck {
     subject: Subject,
     /// The digest that identifies the check among cached answers and pending checks.
-    digest: Digest,
+    digest: TokenDigest,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +51,7 @@ enum Subject {
 
 impl RemoteCheck {
     /// Makes a check of a token, given its digest and the session that it names.
-    pub(super) fn token(token: &Token, digest: Digest, session: Option<&str>) -> Self {
+    pub(super) fn token(token: &Token, digest: TokenDigest, session: Option<&str>) -> Self {
         Self { subject: Subject::Token(Arc::new(token.duplicate()), session.map(Box::from)), digest }
     }
 
@@ -64,9 +63,7 @@ impl RemoteCheck {
 
     /// Makes a check of a provider session.
     pub(super) fn session(id: &str) -> Self {
-        // The space keeps this from being the digest of a token, since tokens have none.
-        let digest = digest::digest(&digest::SHA256, format!("session {id}").as_bytes());
-        Self { subject: Subject::Session(id.into()), digest: digest.as_ref().try_into().unwrap_or_default() }
+        Self { subject: Subject::Session(id.into()), digest: TokenDigest::of_session(id) }
     }
 }
 
@@ -114,9 +111,9 @@ struct CheckerInner {
     metrics: Arc<Metrics>,
     spec: Arc<RemoteSpec>,
     client: Result<reqwest::Client, String>,
-    yes: Cache<Digest, CachedAnswer>,
-    no: Cache<Digest, CachedAnswer>,
-    pending: Mutex<HashMap<Digest, PendingCheck>>,
+    yes: Cache<TokenDigest, CachedAnswer>,
+    no: Cache<TokenDigest, CachedAnswer>,
+    pending: Mutex<HashMap<TokenDigest, PendingCheck>>,
     admissions: Semaphore,
     revalidations: Semaphore,
     paused_until: Mutex<Option<Instant>>,
@@ -171,14 +168,14 @@ impl RemoteChecker {
 
     /// Returns whether an answer from the last `remote.cache` says that this token, or the session that it names, is not
     /// active.
-    pub(super) fn reports_inactive(&self, digest: &Digest, session: Option<&str>) -> bool {
-        let is_inactive = |digest: &Digest| matches!(self.cached(digest), Some(RemoteAnswer::Inactive(_)));
+    pub(super) fn reports_inactive(&self, digest: &TokenDigest, session: Option<&str>) -> bool {
+        let is_inactive = |digest: &TokenDigest| matches!(self.cached(digest), Some(RemoteAnswer::Inactive(_)));
         let session = session.filter(|_| !self.spec().question.carries_token());
         is_inactive(digest) || session.is_some_and(|session| is_inactive(&RemoteCheck::session(session).digest))
     }
 
     /// Returns a cached answer about the token with this digest.
-    pub(super) fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
+    pub(super) fn cached(&self, digest: &TokenDigest) -> Option<RemoteAnswer> {
         self.inner.cached(digest)
     }
 
@@ -256,13 +253,13 @@ impl RemoteChecker {
 }
 
 impl CheckerInner {
-    fn pending(&self) -> MutexGuard<'_, HashMap<Digest, PendingCheck>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<TokenDigest, PendingCheck>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends a caller's wait for a check, which is abandoned if nobody else waits for it. Then it may go on until a time
     /// limit of its own, so the next caller must not join it: its result is likely a failure.
-    fn give_up(&self, digest: &Digest, asked: &Weak<OutcomeSender>, outcome: watch::Receiver<Option<Outcome>>) {
+    fn give_up(&self, digest: &TokenDigest, asked: &Weak<OutcomeSender>, outcome: watch::Receiver<Option<Outcome>>) {
         // Callers join under this lock, so none can join between the count and the mark.
         let mut pending = self.pending();
         drop(outcome);
@@ -274,7 +271,7 @@ impl CheckerInner {
         }
     }
 
-    fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
+    fn cached(&self, digest: &TokenDigest) -> Option<RemoteAnswer> {
         let now = Instant::now();
         // An answer removes the opposite one, so at most one of them is cached.
         [&self.no, &self.yes]
@@ -284,7 +281,7 @@ impl CheckerInner {
             .map(|kept| kept.answer)
     }
 
-    fn cache_answer(&self, digest: Digest, outcome: &Outcome) {
+    fn cache_answer(&self, digest: TokenDigest, outcome: &Outcome) {
         let Ok(answer) = outcome else { return };
         let until = Instant::now() + self.spec.cache;
         match answer {
@@ -394,7 +391,11 @@ impl CheckerInner {
 }
 
 /// Removes a check from the pending ones, and returns whether it was one. A later check with the same digest stays.
-fn remove_if_same(pending: &mut HashMap<Digest, PendingCheck>, digest: &Digest, asked: &Weak<OutcomeSender>) -> bool {
+fn remove_if_same(
+    pending: &mut HashMap<TokenDigest, PendingCheck>,
+    digest: &TokenDigest,
+    asked: &Weak<OutcomeSender>,
+) -> bool {
     let is_pending = pending.get(digest).is_some_and(|entry| entry.outcome.ptr_eq(asked));
     if is_pending {
         pending.remove(digest);
@@ -415,7 +416,7 @@ pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) 
     let session = RemoteCheck::session("sess_vestibule_check");
     let check = match nobody {
         Ok(nobody) if remote.spec().question.carries_token() => {
-            RemoteCheck { subject: Subject::Token(nobody, None), digest: Digest::default() }
+            RemoteCheck::token(&nobody, TokenDigest::of(&nobody), None)
         }
         _ => session,
     };

@@ -16,7 +16,7 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
-use super::cache::{CachedToken, Digest, LastToken, TokenCache};
+use super::cache::{CachedToken, LastToken, TokenCache};
 use super::claims;
 use super::identify::{VerifiedClaims, identify};
 use super::identity::{Expiry, VerifiedBy};
@@ -26,6 +26,7 @@ use super::kind::TokenKindHeader;
 use super::login::{LoginLimits, Logins};
 use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
+use super::token_digest::TokenDigest;
 use super::trace::{ClaimedProvider, Step, Trace};
 use super::{Carrier, Identity, Rejection, Revocations, SessionCookies, Token, unix_seconds};
 use crate::policy::{Claim, Family, KeySource, LoginSpec, PathVariables, ProviderSpec, Secret, SessionSpec};
@@ -84,7 +85,7 @@ impl Verified {
         let is_asked =
             remote.question.carries_token() || matches!(self.identity.verified_by(), VerifiedBy::Provider(_));
         let token = self.token.as_ref().filter(|_| is_asked)?;
-        Some(RemoteCheck::token(token, TokenCache::digest(token), session))
+        Some(RemoteCheck::token(token, TokenDigest::of(token), session))
     }
 }
 
@@ -128,7 +129,7 @@ pub struct Explanation {
 /// A token that is being verified.
 struct PresentedToken<'a> {
     token: &'a Token,
-    digest: Digest,
+    digest: TokenDigest,
     now: u64,
     lookup: Lookup,
     /// Whether `exp` may have passed. It is set only to recognise an old token; the result never admits a user.
@@ -320,7 +321,7 @@ impl Verifier {
             }
             last.clear();
         }
-        let presented = PresentedToken { token, digest: TokenCache::digest(token), now, lookup, may_be_expired: false };
+        let presented = PresentedToken { token, digest: TokenDigest::of(token), now, lookup, may_be_expired: false };
         let entry = self.cached_or_verified(&presented, claimed).await?;
         let identity = Arc::clone(&entry.identity);
         self.check_remote_and_revocations(&presented, &identity, claimed).await?;
@@ -368,7 +369,7 @@ impl Verifier {
     /// Returns whether a cached token is still valid: it has not expired, and its key is one that would verify it now, or
     /// its provider has not said since that it is inactive. Every other check can change its result only by a reload, which
     /// empties the cache.
-    fn is_still_valid(&self, identity: &Identity, digest: &Digest, now: u64) -> bool {
+    fn is_still_valid(&self, identity: &Identity, digest: &TokenDigest, now: u64) -> bool {
         let spec = identity.provider();
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
         now < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
@@ -425,7 +426,7 @@ impl Verifier {
     /// Returns whether an expired token belongs to this user and would otherwise be valid. It only decides which
     /// message an open session gets, and never admits a user.
     pub async fn is_expired_token_of(&self, token: &Token, user: &Identity) -> bool {
-        let digest = TokenCache::digest(token);
+        let digest = TokenDigest::of(token);
         let presented =
             PresentedToken { token, digest, now: unix_seconds(), lookup: Lookup::CachedOnly, may_be_expired: true };
         let Ok(identity) = self.verify_claims(&presented, &mut ClaimedProvider::default()).await else { return false };
@@ -437,7 +438,7 @@ impl Verifier {
         let mut steps = Vec::new();
         let presented = PresentedToken {
             token,
-            digest: TokenCache::digest(token),
+            digest: TokenDigest::of(token),
             now: unix_seconds(),
             lookup: Lookup::MayFetch,
             may_be_expired: false,
