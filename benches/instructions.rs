@@ -132,14 +132,13 @@ fn compiler() -> String {
 }
 
 fn store(figures: &[(&str, f64)]) {
-    let mut text = format!(
-        "# Instructions in user space; `cargo bench --bench instructions -- --write` stores them.\n# {}, {}\n",
+    let lines: Vec<String> = figures.iter().map(|(name, figure)| format!("{figure:.0} {name}\n")).collect();
+    let text = format!(
+        "# Instructions in user space; `cargo bench --bench instructions -- --write` stores them.\n# {}, {}\n{}",
         compiler(),
-        std::env::consts::ARCH
+        std::env::consts::ARCH,
+        lines.concat()
     );
-    for (name, figure) in figures {
-        text.push_str(&format!("{figure:.0} {name}\n"));
-    }
     std::fs::write(file(), text).expect("written");
     println!("written: {}", file().display());
 }

@@ -52,7 +52,7 @@ mod verifier;
 
 pub use cache::LastToken;
 pub use clock::{unix_millis, unix_seconds};
-pub use identity::{BrowserSession, Expiry, Identity, SessionScope, User};
+pub use identity::{BrowserSession, Expiry, Identity, SessionScope};
 pub use inspection::Inspection;
 pub use keys::{KeyFingerprint, KeyHealth, inspect as inspect_keys};
 pub use provider_state::Lookup;

@@ -61,6 +61,7 @@
 //! ```
 //! )
 
+mod accept_key;
 mod admit;
 mod admitted;
 mod assertion;
@@ -89,6 +90,7 @@ mod unread;
 mod upstream;
 mod upstream_error;
 
+pub use accept_key::accept_key;
 pub use admit::admit;
 pub use admitted::{Admitted, RequestMessage};
 pub use assertion::AssertionSigner;

@@ -32,6 +32,7 @@ pub struct Identity {
     /// What an open session keeps of the identity, made at the first use and cached with the token.
     stored: OnceLock<Arc<Stored>>,
     presence: OnceLock<Digest>,
+    user_digest: OnceLock<Digest>,
 }
 
 /// A browser session: everything from signing in with a token to signing out. A renewal issues another cookie of the
@@ -182,6 +183,7 @@ impl Identity {
             revocation_keys: OnceLock::new(),
             stored: OnceLock::new(),
             presence: OnceLock::new(),
+            user_digest: OnceLock::new(),
         }
     }
 
@@ -222,6 +224,16 @@ impl Identity {
                 session.map_or(&b"without"[..], |_| b"with"),
                 session.unwrap_or_default().as_bytes(),
             ])
+        })
+    }
+
+    /// Returns the digest by which the user's open sockets are counted. It is computed once, with the keys of this process.
+    #[must_use]
+    pub fn user_digest(&self, keys: &DigestKeys) -> Digest {
+        *self.user_digest.get_or_init(|| {
+            let user = self.user();
+            let issuer = user.issuer.as_deref().unwrap_or_default();
+            keys.digest(&[b"sockets", user.provider.name.as_bytes(), issuer.as_bytes(), user.id.as_bytes()])
         })
     }
 
@@ -333,15 +345,6 @@ pub struct User {
     provider: Arc<ProviderSpec>,
     issuer: Option<Box<str>>,
     id: Box<str>,
-}
-
-impl User {
-    /// Returns the digest by which its sockets are counted.
-    #[must_use]
-    pub fn digest(&self, keys: &DigestKeys) -> Digest {
-        let issuer = self.issuer.as_deref().unwrap_or_default();
-        keys.digest(&[b"sockets", self.provider.name.as_bytes(), issuer.as_bytes(), self.id.as_bytes()])
-    }
 }
 
 impl Eq for User {}

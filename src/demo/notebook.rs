@@ -21,7 +21,6 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +28,7 @@ use super::DemoError;
 use super::event_log::EventLog;
 use super::expression::evaluate;
 use super::issuer::Issuer;
+use crate::http::accept_key;
 use crate::small_server::accept;
 
 const HTML: &str = include_str!("page.html");
@@ -195,7 +195,7 @@ impl Notebook {
 
     fn socket(self: Arc<Self>, mut request: Request<Incoming>) -> FullResponse {
         let user = self.log_request(&request);
-        let Some(key) = request.headers().get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes())) else {
+        let Some(key) = request.headers().get("sec-websocket-key").map(accept_key) else {
             return status(StatusCode::BAD_REQUEST);
         };
         let upgrade = hyper::upgrade::on(&mut request);

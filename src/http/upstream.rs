@@ -22,6 +22,7 @@ use hyper::{HeaderMap, Method, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
+use super::accept_key::accept_key;
 use super::admitted::RequestMessage;
 use super::dial::UpstreamConnector;
 use super::headers::{has_hop_by_hop, strip_hop_by_hop};
@@ -215,9 +216,7 @@ impl Upstream {
         upstream_request: UpstreamRequest,
     ) -> Result<Result<(HeaderMap, UpstreamSocket), Answer>, UpstreamError> {
         let limit = self.spec.handshake_timeout;
-        let expected = upstream_request
-            .websocket_key()
-            .map(|key| tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()));
+        let expected = upstream_request.websocket_key().map(accept_key);
         // Written where it is awaited: a future that is moved takes its size twice.
         let exchanged = timeout(limit, async {
             let io = self.connect().await?;

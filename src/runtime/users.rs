@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::auth::digest::{Digest, DigestKeys};
-use crate::auth::{Identity, User, unix_seconds};
+use crate::auth::{Identity, unix_seconds};
 use crate::shared::{ASK_AGAIN_SECONDS, OpenSockets, Presences, SeenElsewhere};
 
 /// The minimum time between two removals of expired presence entries, in seconds: a removal visits every entry.
@@ -66,8 +66,8 @@ impl Users {
 
     /// Counts a socket, unless its user has `limit` open sockets at this instance and others together.
     #[must_use]
-    pub fn open_socket(&self, user: &User, limit: u32) -> Option<OpenSocket> {
-        let user = user.digest(&self.state.digests);
+    pub fn open_socket(&self, identity: &Identity, limit: u32) -> Option<OpenSocket> {
+        let user = identity.user_digest(&self.state.digests);
         let sockets = Arc::clone(&self.state.open_sockets);
         // The value is made only if the socket was counted, because dropping it subtracts one.
         sockets.open(user, limit).then(|| OpenSocket { sockets, user })

@@ -36,10 +36,11 @@ pub(super) fn admit_user(
     let presence = context.presence(spec, verified.identity());
     let path: Box<str> = request.head().uri.path().into();
     let limited_address = request.client().limited_address().map(Network::from);
-    let user = verified.identity().user();
+    let identity = Arc::clone(verified.identity());
     let credential = Credential::of(verified, &context.state, spec);
     let allowed = authenticated.allow().map_err(|refusal| (refusal, CloseReason::Denied))?;
-    context.user_socket = context.state.users.open_socket(&user, context.policy().limits.websockets_per_user);
+    let limit = context.policy().limits.websockets_per_user;
+    context.user_socket = context.state.users.open_socket(&identity, limit);
     if context.user_socket.is_none() {
         context.state.metrics.limited("websockets_per_user");
         let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");

@@ -5,9 +5,8 @@ use hyper::header::{CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_W
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::http::{ClientStream, Refusal, ResponseBody, Socket};
+use crate::http::{ClientStream, Refusal, ResponseBody, Socket, accept_key};
 use crate::policy::WebSocketSpec;
 
 /// Makes a 101 of the proxy (RFC 6455 section 4.2.2) for the client's `Sec-WebSocket-Key`, without extensions.
@@ -21,7 +20,7 @@ pub(super) fn switching_protocols(
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let accept = key.map(|key| derive_accept_key(key.as_bytes()));
+    let accept = key.map(accept_key);
     if let Some(accept) = accept.and_then(|accept| HeaderValue::try_from(accept).ok()) {
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }

@@ -156,8 +156,8 @@ impl Relay {
         }
         let now = Moment::now();
         let mut relay = Self {
-            client: Peer::new(client),
-            upstream: Peer::new(upstream),
+            client: Peer::new(client, now),
+            upstream: Peer::new(upstream, now),
             from_client: FromClient::new(FromClientInput {
                 has_extensions,
                 dialect: session.dialect().map(|dialect| &**dialect),
@@ -283,8 +283,9 @@ impl Future for Relay {
             if has_progress {
                 continue;
             }
-            let next = this.next_deadline();
-            if next <= Moment::now() {
+            let now = Moment::now();
+            let next = this.next_deadline(now);
+            if next <= now {
                 if this.run_timers(cx) {
                     this.disconnect(cx);
                     return Poll::Ready(this.outcome());

@@ -84,15 +84,15 @@ struct Unsent {
 }
 
 impl Peer {
-    pub(super) fn new(socket: Socket) -> Self {
+    pub(super) fn new(socket: Socket, now: Moment) -> Self {
         Self {
             socket,
             unflushed: false,
             untaken: None,
-            last_received: Moment::now(),
+            last_received: now,
             answer_due: None,
-            drained_by: Moment::now(),
-            ping_not_before: Moment::now(),
+            drained_by: now,
+            ping_not_before: now,
             is_sent: false,
             eof: false,
             shut: false,
@@ -416,7 +416,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_takes_a_part_of_what_tls_has_buffered_is_not_stalled() {
         let (ours, mut theirs) = narrow_tls().await;
-        let mut peer = Peer::new(ours);
+        let mut peer = Peer::new(ours, Moment::now());
         poll_fn(|cx| {
             // All of the bytes are in the buffer of TLS or in the system.
             peer.write_now(cx, &vec![0; 60 << 10]).expect("written");

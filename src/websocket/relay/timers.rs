@@ -52,8 +52,7 @@ impl HalfClosed<'_> {
 
 impl Relay {
     /// Returns the time of the next call of [`Self::run_timers`].
-    pub(super) fn next_deadline(&self) -> Moment {
-        let now = Moment::now();
+    pub(super) fn next_deadline(&self, now: Moment) -> Moment {
         let mut next = now + Duration::from_secs(3_600);
         let mut consider = |deadline: Moment| next = next.min(deadline);
         if let Some(at) = self.disconnect_at {
@@ -86,10 +85,11 @@ impl Relay {
         if self.is_without_client() {
             return next;
         }
+        let unix_now = unix_millis();
         if let Some(deadline) = self.session.deadline() {
-            consider(now + Duration::from_millis(deadline.saturating_sub(unix_millis())));
+            consider(now + Duration::from_millis(deadline.saturating_sub(unix_now)));
         }
-        if self.session.unexpired_identity(unix_millis()).is_some() {
+        if self.session.unexpired_identity(unix_now).is_some() {
             consider(self.next_key_check);
         }
         if let Some(at) = self.idle_deadline() {
@@ -118,7 +118,7 @@ impl Relay {
         if self.closing.as_ref().and_then(|closing| closing.ends_at).is_some_and(|at| at <= now) {
             return true;
         }
-        if self.is_client_over() {
+        if self.is_client_over(now) {
             return self.disconnect_client(cx);
         }
         if self.upstream.is_stalled_for(self.limits.send_timeout) {
@@ -145,8 +145,7 @@ impl Relay {
     }
 
     /// Returns whether nothing more is to be sent to the client, or it accepts nothing.
-    fn is_client_over(&mut self) -> bool {
-        let now = Moment::now();
+    fn is_client_over(&mut self, now: Moment) -> bool {
         if self.disconnect_at.is_some_and(|at| now >= at) {
             if let Some(later) = self.half_closed().and_then(|half_closed| half_closed.postponed(now)) {
                 self.disconnect_at = Some(later);
