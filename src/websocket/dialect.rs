@@ -75,8 +75,8 @@ pub(super) enum Forward {
     Unchanged,
     /// This text in its place.
     Rewritten(String),
-    /// Nothing until the verdict on its token: then `accepted`, or `refused`, which is the part that needs no token.
-    AfterVerdict { accepted: String, refused: Option<String> },
+    /// Nothing until the verdict on this token: then `accepted`, or `refused`, which is the part that needs no token.
+    AfterVerdict { token: Token, accepted: String, refused: Option<String> },
     /// Nothing: the text was for the proxy alone.
     Nothing,
 }
@@ -140,7 +140,8 @@ pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, 
 ///
 /// # Errors
 /// Returns the close reason for a text that the upstream could take as a message of the dialect, but not in every
-/// reading: what the proxy reads or rewrites might not be what the upstream reads.
+/// reading: what the proxy reads or rewrites might not be what the upstream reads. It also refuses a text that carries two
+/// different tokens for the upstream.
 pub(super) fn read_later(
     dialect: &DialectSpec,
     text: &[u8],
@@ -169,6 +170,8 @@ pub(super) fn read_later(
     let mut messages = Vec::new();
     // Each forwarded line, and whether it is forwarded only once the token that it carries is verified.
     let mut kept: Vec<(Cow<'_, str>, bool)> = Vec::new();
+    // The token that the forwarded text carries, and that must be verified first.
+    let mut awaited: Option<Token> = None;
     let (mut changed, mut is_known) = (false, false);
     let lines = text.split(|c| dialect.lines && c == '\n').filter(|line| !dialect.lines || !line.trim().is_empty());
     for line in lines {
@@ -198,7 +201,13 @@ pub(super) fn read_later(
         let found = presented(spec, &message, token_bytes);
         if spec.forward {
             let (with, waits) = match &found {
-                PresentedToken::Token(token) if current.is_some() => (Some(token), true),
+                PresentedToken::Token(token) if current.is_some() => {
+                    // The verdict on one token would let the other through.
+                    if awaited.get_or_insert_with(|| token.duplicate()).expose() != token.expose() {
+                        return Err(CloseReason::InvalidMessage);
+                    }
+                    (Some(token), true)
+                }
                 _ => (current, false),
             };
             let carried = match &found {
@@ -223,12 +232,11 @@ pub(super) fn read_later(
             kept.iter().filter(|(_, waits)| also_waiting || !waits).map(|(line, _)| line.as_ref()).collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     };
-    let waits = kept.iter().any(|(_, waits)| *waits);
-    let forward = match joined(true) {
+    let forward = match (joined(true), awaited) {
         _ if !changed => Forward::Unchanged,
-        None => Forward::Nothing,
-        Some(accepted) if waits => Forward::AfterVerdict { accepted, refused: joined(false) },
-        Some(text) => Forward::Rewritten(text),
+        (None, _) => Forward::Nothing,
+        (Some(accepted), Some(token)) => Forward::AfterVerdict { token, accepted, refused: joined(false) },
+        (Some(text), None) => Forward::Rewritten(text),
     };
     Ok(LaterMessageRead { messages, forward })
 }

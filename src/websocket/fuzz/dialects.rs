@@ -133,7 +133,8 @@ fn graphql(message: &[u8], cut: usize, with_token: bool) {
             assert!(!could_be, "passes though some reader takes it for connection_init");
         }
         Forward::Rewritten(text) => carries_only(text, presented, current),
-        Forward::AfterVerdict { accepted, refused } => {
+        Forward::AfterVerdict { token, accepted, refused } => {
+            assert_eq!(Some(token.expose()), presented.map(Token::expose));
             assert_eq!(refused, &None);
             carries_only(accepted, presented, presented);
         }

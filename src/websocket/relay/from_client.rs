@@ -148,6 +148,9 @@ impl FromClient {
     /// Forwards an accepted token to the upstream, together with the message that carried it. Returns the dialect in
     /// which the upstream will acknowledge the token.
     ///
+    /// A message that carries another token waits on: an earlier refresh may be accepted, or a login session renewed,
+    /// before the verdict on its own.
+    ///
     /// # Errors
     /// Returns [`QueueFull`] when too many messages wait.
     pub(super) fn forward_token(&mut self, token: Token) -> Result<Option<Arc<DialectSpec>>, QueueFull> {
@@ -159,7 +162,8 @@ impl FromClient {
             acknowledged_in = refresh.acknowledge.as_ref().map(|_| Arc::clone(dialect));
             self.direction.enqueue(encode_text(upstream_message(refresh, &token).as_bytes()))?;
         }
-        if let Some(message) = extras.awaiting_verdict.take() {
+        let of_this_token = |message: &mut AwaitingVerdict| message.token.expose() == token.expose();
+        if let Some(message) = extras.awaiting_verdict.take_if(of_this_token) {
             self.direction.enqueue(message.accepted)?;
         }
         if extras.token.is_some() {
@@ -417,9 +421,10 @@ impl FromClient {
             }
             Forward::Unchanged => out.insert(input, &kept.raw),
             Forward::Rewritten(text) => out.insert(input, &encode_masked(kept.opcode, text.as_bytes())),
-            Forward::AfterVerdict { accepted, refused } => {
+            Forward::AfterVerdict { token, accepted, refused } => {
                 if let Some(extras) = &mut self.extras {
                     extras.awaiting_verdict = Some(AwaitingVerdict {
+                        token,
                         accepted: encode_masked(kept.opcode, accepted.as_bytes()),
                         refused: refused.map(|text| encode_masked(kept.opcode, text.as_bytes())),
                     });
@@ -457,7 +462,8 @@ impl FromClient {
             CloseReason::InvalidToken
         })?;
         if let Some(extras) = &mut self.extras {
-            extras.awaiting_verdict = Some(AwaitingVerdict { accepted: frame, refused: None });
+            let token = token.duplicate();
+            extras.awaiting_verdict = Some(AwaitingVerdict { token, accepted: frame, refused: None });
         }
         Ok(vec![Event::FieldToken(token)])
     }
@@ -477,4 +483,36 @@ fn encode_masked(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     encode(&mut frame, opcode, payload, Some(masking_key()));
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::FieldMode;
+
+    /// Checks that a message with a token of its own waits for the verdict on that, also when the login session that opened
+    /// the socket is renewed meanwhile.
+    #[test]
+    fn a_renewed_token_lets_no_message_with_another_token_through() {
+        let token = |text: &str| Token::parse(text, 64).expect("token");
+        let field = FieldSpec { pointer: vec!["auth_token".to_owned()], upstream: FieldMode::Keep };
+        let dialect = DialectSpec::token_field(field);
+        let mut from_client = FromClient::new(FromClientInput {
+            has_extensions: false,
+            dialect: Some(&dialect),
+            upstream_dialect: Some(Arc::new(DialectSpec::vestibule())),
+            token: Some(token("current")),
+            message_bytes: 1 << 16,
+            held_messages: MemoryBudget::default(),
+        });
+        let input = encode_text(br#"{"prompt":"x","auth_token":"presented"}"#);
+        let reading = Reading { dialect: Some(&dialect), token_bytes: 64 };
+        let read = from_client.next(&input, &mut 0, &mut Outgoing::default(), reading).expect("frames");
+        let Some(FromClientEvent::Session(events)) = read else { panic!("no event") };
+        assert!(matches!(&events[..], [Event::FieldToken(token)] if token.expose() == "presented"));
+        from_client.forward_token(token("renewed")).expect("queued");
+        assert!(from_client.is_awaiting_verdict());
+        from_client.forward_token(token("presented")).expect("queued");
+        assert!(!from_client.is_awaiting_verdict());
+    }
 }

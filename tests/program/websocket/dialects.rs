@@ -469,3 +469,51 @@ async fn no_line_of_another_reading_reaches_an_upstream_that_acts_on_it() {
         }
     }
 }
+
+/// The dialect of an upstream that checks tokens itself: what authenticates goes on with its token, a refresh does not.
+const CHECKED_LINES: &str = "websocket: { dialect: lines }\ndialects:\n  lines:\n    lines: true\n    authenticate: { match: { connect: { present: true } }, token: [/connect/token] }\n    forward: true\n    refresh: { match: { refresh: { present: true } }, token: [/refresh/token], acknowledge: { refresh: {} } }\n";
+
+#[tokio::test]
+async fn no_token_reaches_an_upstream_that_checks_tokens_by_the_verdict_on_another() {
+    let fixture = fixture("").await;
+    let proxy = crate::support::proxy::Proxy::start(&format!(
+        "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: lines }} }} }}\nproviders: [{}]\n{CHECKED_LINES}",
+        fixture.backend.url(),
+        fixture.issuer.provider()
+    ))
+    .await;
+    let (alice, bob) = (fixture.issuer.token("alice"), fixture.issuer.token("bob"));
+    let newer = fixture.issuer.token_with("alice", json!({"jti": "newer"}));
+    let connect = |token: &str| json!({"connect": {"token": token}}).to_string();
+    let refresh = |token: &str| json!({"refresh": {"token": token}}).to_string();
+    for (messages, is_refused) in [
+        // Of two messages in one read, the first is still being verified when the second is read.
+        (vec![refresh(&newer), connect(&bob)], false),
+        (vec![refresh(&bob), connect(&newer), connect(&bob)], false),
+        (vec![format!("{}\n{}", connect(&bob), refresh(&newer))], false),
+        (vec![format!("{}\n{}", refresh(&newer), connect(&bob))], false),
+        (vec![format!("{}\n{}", connect(&newer), connect(&bob))], true),
+        (vec![format!("{}\n{}", connect(&bob), connect(&newer))], true),
+    ] {
+        let mut client = Socket::open(proxy.address, "/ws", &[]).await;
+        client.say(&connect(&alice)).await;
+        let (_, mut upstream) = fixture.backend.websocket().await;
+        assert_eq!(upstream.next_text().await, connect(&alice));
+        let frames: Vec<u8> =
+            messages.iter().flat_map(|message| frame(Side::Client, 0x81, message.as_bytes())).collect();
+        client.write(&frames).await;
+        if is_refused {
+            assert_eq!(client.next_close().await, (1008, "Invalid message format".into()), "{messages:?}");
+        } else {
+            client.say("last").await;
+        }
+        loop {
+            let heard = upstream.next().await;
+            let text = String::from_utf8_lossy(&heard.payload).into_owned();
+            assert!(!text.contains(&bob), "{messages:?} went on as {text}");
+            if heard.opcode == 8 || text == "last" {
+                break;
+            }
+        }
+    }
+}

@@ -33,6 +33,8 @@ pub(super) struct RelayExtras {
 
 /// A message that is forwarded once its token is verified.
 pub(super) struct AwaitingVerdict {
+    /// The token in it. No other token that is accepted meanwhile lets the message through.
+    pub(super) token: Token,
     pub(super) accepted: Vec<u8>,
     /// The part that is forwarded if the token is refused.
     pub(super) refused: Option<Vec<u8>>,
@@ -103,7 +105,12 @@ mod tests {
     fn both_parts_of_a_message_that_awaits_its_verdict_count() {
         let held_messages = MemoryBudget::default();
         held_messages.set_limit(2 << 20);
-        let awaiting = || AwaitingVerdict { accepted: vec![0; 400_000], refused: Some(vec![0; 400_000]) };
+        let token = Token::parse("t", 16).expect("token");
+        let awaiting = || AwaitingVerdict {
+            token: token.duplicate(),
+            accepted: vec![0; 400_000],
+            refused: Some(vec![0; 400_000]),
+        };
         let mut extras = RelayExtras {
             awaiting_verdict: Some(awaiting()),
             held_messages: held_messages.clone(),
