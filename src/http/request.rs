@@ -183,12 +183,16 @@ pub struct ProtectedRequest {
     pub(super) admitted: Box<Admitted>,
     pub(super) matched: RouteMatch,
     wants_event_stream: bool,
+    /// Whether it is a WebSocket upgrade. It is stored, because the client's side of the upgrade is taken out before the
+    /// credential is verified.
+    is_websocket: bool,
 }
 
 impl ProtectedRequest {
     pub(super) fn new(admitted: Box<Admitted>, matched: RouteMatch) -> Self {
         let wants_event_stream = accepts_event_stream(&admitted.message.parts);
-        Self { admitted, matched, wants_event_stream }
+        let is_websocket = admitted.upgrade.is_some();
+        Self { admitted, matched, wants_event_stream, is_websocket }
     }
 
     /// Returns the matching route.
@@ -212,7 +216,7 @@ impl ProtectedRequest {
     /// Returns whether it is a WebSocket upgrade.
     #[must_use]
     pub fn is_websocket(&self) -> bool {
-        self.admitted.upgrade.is_some()
+        self.is_websocket
     }
 
     /// Takes the client's side of the upgrade, if the request is one.

@@ -92,3 +92,30 @@ async fn a_session_without_its_token_signs_in_again() {
     assert_eq!(answer.status, 200);
     assert!(heard.all("authorization")[0].starts_with("Bearer secret-access-"));
 }
+
+#[tokio::test]
+async fn a_session_without_its_token_opens_a_socket_only_where_the_upstream_wants_none_there() {
+    let secret = "session: { secret: 0123456789abcdef0123456789abcdefXYZ }, ";
+    for (token_to, expected) in [
+        ("{ websocket: header }", 401),
+        ("{ websocket: { query: token } }", 401),
+        ("{ websocket: { first_message: vestibule } }", 401),
+        ("{ http: header }", 101),
+    ] {
+        let (mut fixture, yaml, browser) = start(600, token_to, secret).await;
+        // After a restart the token is gone.
+        fixture.proxy = Proxy::start(&yaml).await;
+        let cookie = browser.cookie_field();
+        let fields = [cookie.as_str(), OURS];
+        let opening = Socket::try_open(fixture.proxy.address, "/ws", &fields);
+        tokio::pin!(opening);
+        let (answer, _socket) = tokio::select! {
+            opened = &mut opening => opened,
+            _upstream = fixture.backend.websocket() => opening.await,
+        };
+        assert_eq!(answer.status, expected, "{token_to}");
+        if expected == 401 {
+            assert_eq!(answer.code(), "missing_token", "{token_to}");
+        }
+    }
+}
