@@ -413,6 +413,7 @@ impl Session {
 
     fn refresh_verdict(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         let acknowledgement = self.refreshes.finish();
+        let is_temporary = matches!(&verdict, Verdict::Refused(reason) if reason.is_temporary());
         let verdict = match verdict {
             Verdict::Expired { .. } if acknowledgement != Acknowledgement::Authenticated => {
                 Verdict::Refused(CloseReason::ExpiredOnArrival)
@@ -444,6 +445,11 @@ impl Session {
         };
         if self.phase == Phase::Open {
             self.reply_copies = Copies::default();
+            if is_temporary && now >= self.credential_end {
+                // Such a refusal does not count, so one token after the other would keep the session open beyond its end
+                // for as long as the provider does not answer.
+                self.refreshes.clear_queue();
+            }
             actions.extend(if self.may_outlive_token() {
                 // The deadline event says whether the user was seen. It comes at once where the token has expired.
                 self.start_refresh(now)

@@ -491,3 +491,22 @@ fn a_token_without_an_end_lives_by_its_provider_s_word_alone() {
     let at = asks(&mut session);
     assert_eq!(shown(&session.on(Event::Revalidation(Revalidation::Revoked), at)).len(), 1);
 }
+
+/// Checks that refreshes that cannot be verified do not put off the end of a session: each is awaited for seconds while the
+/// provider does not answer, and the client has sent the next one meanwhile.
+#[test]
+fn refreshes_that_cannot_be_verified_keep_no_session_open_beyond_its_end() {
+    for on_expiry in [OnExpiry::Close, OnExpiry::Auto] {
+        let limits = SessionLimits { on_expiry, ..limits(30) };
+        let dialect = Some(Arc::new(DialectSpec::vestibule()));
+        let mut session = Session::open(dialect, limits, credential(NOW / 1_000 + 60), NOW);
+        let end = NOW + 90_000;
+        assert_eq!(refresh(&mut session, end - 1_000), ["verify"]);
+        assert!(refresh(&mut session, end).is_empty(), "one at a time");
+        assert_eq!(session.deadline(), None, "it is awaited");
+        let mut actions =
+            shown(&session.on(Event::Verdict(Verdict::Refused(CloseReason::AuthUnavailable)), end + 1_000));
+        actions.extend(shown(&session.on(Event::Deadline { last_seen: None }, end + 1_000)));
+        assert_eq!(actions[1..], ["Token expired 4401 Token expired"], "{on_expiry:?}");
+    }
+}
