@@ -15,6 +15,7 @@ use quick_cache::sync::Cache;
 
 use super::token_digest::TokenDigest;
 use super::{Identity, Token};
+use crate::policy::Family;
 
 /// A bounded cache of verified tokens.
 pub(super) struct TokenCache {
@@ -92,11 +93,13 @@ impl LastToken {
         is_same.then(|| (last.digest, Arc::clone(&last.entry.identity)))
     }
 
-    /// Returns the token, also where it has expired: only its text counts.
+    /// Returns the token, also where it has expired: only its text counts. That of a load balancer is left out: the padding
+    /// inside it is allowed in the balancer's header, and not in `Authorization`, with which the text is compared.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.as_ref().map(|last| last.token.duplicate())
+        let last = last.as_ref().filter(|last| last.entry.identity.provider().family != Family::AwsAlb);
+        last.map(|last| last.token.duplicate())
     }
 
     /// Removes the token, which is no longer valid.

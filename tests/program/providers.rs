@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::answerer::Answerer;
 use crate::support::backend::Backend;
-use crate::support::client::{bearer, get, get_served};
+use crate::support::client::{Client, bearer, get, get_served};
 use crate::support::issuer::{Issuer, RSA};
 use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile, TempFolder};
@@ -485,6 +485,20 @@ async fn aws_alb() {
     let forged = Key::ec(KID, Algorithm::ES256).sign_padded(&alb.header, &alb.claims);
     assert_eq!(alb.sends(&forged, &[]).await, "invalid_token");
     assert_eq!(alb.sends(&format!("{good}="), &[]).await, "invalid_token");
+    // What its header carried before on the connection is no Bearer token either.
+    let mut client = Client::connect(alb.proxy.address).await;
+    for (field, status) in [("X-Amzn-Oidc-Data:", 200), ("Authorization: Bearer", 401), ("X-Amzn-Oidc-Data:", 200)] {
+        let request =
+            format!("GET /x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Proto: https\r\n{field} {good}\r\n\r\n");
+        client.send(request).await;
+        let answer = client.answer();
+        tokio::pin!(answer);
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            _ = alb.backend.answer("ok") => answer.await,
+        };
+        assert_eq!(answer.status, status, "{field}");
+    }
     // Unsigned fields of the balancer are believed from nobody.
     assert_eq!(alb.sends(&good, &["X-Amzn-Oidc-Identity: mallory"]).await, "b:90f2");
     // The balancer adds its token to requests of every page, so the page must be ours.
