@@ -32,8 +32,8 @@ pub(super) const SHORT_FORMS: [(&str, &str); 7] = [
 /// The lists that may be written as their only member.
 pub(super) const ONE_OR_LIST: [&str; 1] = ["Logins"];
 
-/// Keys of other proxies, and the corresponding keys here.
-const ELSEWHERE: [(&str, &str); 13] = [
+/// Keys of other proxies, and keys of ours in a wrong place, with the corresponding keys here.
+const ELSEWHERE: [(&str, &str); 22] = [
     ("jwks_uri", "`jwks: { url: … }`"),
     ("audiences", "`audience`"),
     ("leeway", "`clock_skew`"),
@@ -47,6 +47,15 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("bind", "`listen`"),
     ("port", "`listen`, as in `listen: \":8080\"`"),
     ("address", "`listen`"),
+    ("issuer", "`providers: [{ issuer: … }]`"),
+    ("audience", "`providers: [{ audience: … }]`"),
+    ("client_id", "`browser: { login: { client_id: … } }`, or `remote` of a provider"),
+    ("client_secret", "`browser: { login: { client_secret: … } }`, or `remote` of a provider"),
+    ("credential", "`upstream: { credential: { header: …, value: … } }`"),
+    ("token_to", "`upstream: { token_to: … }`"),
+    ("session", "`browser: { session: … }`"),
+    ("login", "`browser: { login: … }`"),
+    ("allowed_origins", "`origins`"),
 ];
 
 /// Removed keys, each with the remedy.

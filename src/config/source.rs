@@ -339,6 +339,15 @@ mod tests {
     }
 
     #[test]
+    fn a_key_in_the_wrong_mapping_is_told_where_it_belongs() {
+        let yaml = "credential: { value: x }\nproviders:\n  - { issuer: https://i.example, client_secret: x }\n";
+        let report = load_yaml(yaml).expect("shape is right").conclude(Ok(()), Vec::new()).expect_err("unknown");
+        let shown = report.to_string();
+        assert!(shown.contains("credential: unknown key; here it is `upstream: { credential:"), "{shown}");
+        assert!(shown.contains("client_secret: unknown key; here it is `browser: { login:"), "{shown}");
+    }
+
+    #[test]
     fn a_wrong_type_stands_alone_and_says_what_was_expected() {
         for (yaml, expected) in [
             ("limits: { connections: many }\n", "limits.connections: \"many\" is not a whole number"),
