@@ -54,7 +54,7 @@ pub use cache::LastToken;
 pub use clock::{unix_millis, unix_seconds};
 pub use identity::{BrowserSession, Expiry, Identity, SessionScope};
 pub use inspection::Inspection;
-pub use keys::{KeyFingerprint, KeyHealth, inspect as inspect_keys};
+pub use keys::{KeyFingerprint, KeyHealth, check_files as check_key_files, inspect as inspect_keys};
 pub use provider_state::Lookup;
 pub use rejection::Rejection;
 pub use remote::{RemoteCheck, inspect as inspect_remote};

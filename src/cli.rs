@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::output::{print, print_error, print_line};
+use crate::auth;
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
 use crate::policy::{self, Policy};
 use crate::reload::LoadedPolicy;
@@ -422,7 +423,7 @@ fn policy(
 }
 
 /// Loads and validates the configuration like [`policy()`]. If it is valid, `inspect` sees both, and can add further errors
-/// and warnings.
+/// and warnings. Key files are parsed here, since the policy does not know what keys are.
 fn inspected_policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
@@ -434,6 +435,7 @@ fn inspected_policy(
     let (digest, file) = (loaded.digest.clone(), loaded.file.clone());
     let mut validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
     if let Ok(policy) = &mut validated {
+        findings.extend(auth::check_key_files(policy));
         findings.extend(inspect(&loaded, policy));
         loaded.locate(&mut policy.warnings);
     }

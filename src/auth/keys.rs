@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::unix_seconds;
 use super::{Inspection, Rejection};
-use crate::policy::{KeySource, ProviderSpec};
+use crate::config::Finding;
+use crate::policy::{KeySource, Policy, ProviderSpec};
 use crate::telemetry::{KeySetGauges, Label, Metrics};
 
 use by_id::KeysById;
@@ -343,6 +344,30 @@ impl ProviderKeys {
 /// The maximum difference in seconds between the provider's clock and this machine's that is not reported. With a
 /// larger one, new tokens are rejected or expired ones are accepted.
 const CLOCK_TOLERANCE: i64 = 5;
+
+/// Parses the keys in files of the configuration, and returns what is wrong with them. Adds a warning to the policy for each
+/// key that cannot be used while others can.
+pub fn check_files(policy: &mut Policy) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (index, provider) in policy.providers.iter().enumerate() {
+        let key = match &provider.keys {
+            KeySource::Pem(_) => "pem_file",
+            KeySource::Jwks(_) => "file",
+            _ => continue,
+        };
+        let at = |message| Finding::new(format!("providers[{index}].jwks.{key}"), message);
+        match KeySet::configured(&provider.keys) {
+            Some(Err(error)) => found.push(at(error.to_string())),
+            Some(Ok(keys)) => {
+                policy
+                    .warnings
+                    .extend(keys.skipped().iter().map(|skipped| at(format!("a key is not used: {skipped}"))));
+            }
+            None => {}
+        }
+    }
+    found
+}
 
 /// Fetches a provider's keys once, and compares its clock and the issuer that it names with the configuration, for
 /// `vestibule check --online`.

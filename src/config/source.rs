@@ -268,7 +268,10 @@ fn overlay(tree: &mut Node, flags: &Flags, environment: &Environment<'_>) -> Res
     Ok(())
 }
 
+/// Returns the digest of a text and of the flags that change what it says. One file is the same configuration by whatever
+/// path it is named.
 fn digest(text: &str, flags: &Flags) -> String {
+    let flags = Flags { config: None, ..flags.clone() };
     let everything = format!("{text}\0{flags:?}");
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, everything.as_bytes());
     let [a, b, c, ..] = digest.as_ref() else { return String::new() };
@@ -287,6 +290,14 @@ mod tests {
             variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
         };
         load(flags, &Environment(&environment))
+    }
+
+    #[test]
+    fn the_digest_is_of_the_text_and_of_the_flags_that_change_it() {
+        let of = |flags: Flags| digest("listen: 127.0.0.1:1\n", &flags);
+        let named = |path: &str| of(Flags { config: Some(path.into()), ..Flags::default() });
+        assert_eq!(named("vestibule.yaml"), named("/etc/vestibule.yaml"));
+        assert_ne!(named("vestibule.yaml"), of(Flags { listen: Some("127.0.0.1:2".into()), ..Flags::default() }));
     }
 
     #[test]

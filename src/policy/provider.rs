@@ -390,11 +390,10 @@ impl Check {
             let key = preset.issuer_keys().join(" and ");
             self.error(format!("{at}.issuer"), format!("{key} says the issuer is {derived}; keep one of the two"));
         }
-        if preset.quirks.issuer_ends_with_slash && written.as_ref().is_some_and(|issuer| !issuer.ends_with('/')) {
-            self.warn_at(
-                format!("{at}.issuer"),
-                "has no trailing slash; the tokens of Auth0 say their issuer with one",
-            );
+        if let (Some((end, warning)), Some(issuer)) = (preset.quirks.issuer_end, &written)
+            && !issuer.ends_with(end)
+        {
+            self.warn_at(format!("{at}.issuer"), warning);
         }
         let fixed = match preset.issuer {
             DefaultIssuer::Fixed(issuer) => Some(issuer.to_owned()),

@@ -160,8 +160,8 @@ const ISSUER_KEYS: [IssuerKey; 8] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, U
 pub(super) struct Quirks {
     /// Whether users may not change the name claims of their tokens, unless an administrator allows it.
     pub(super) names_are_fixed: bool,
-    /// Whether the issuer ends with a slash.
-    pub(super) issuer_ends_with_slash: bool,
+    /// The end that its issuers have, and the warning about one without it.
+    pub(super) issuer_end: Option<(&'static str, &'static str)>,
     /// Whether tokens are valid for about a minute, so that a page that cannot renew them in band would lose its
     /// socket.
     pub(super) is_short_lived: bool,
@@ -182,7 +182,7 @@ pub(super) struct Quirks {
 
 const NO_QUIRKS: Quirks = Quirks {
     names_are_fixed: false,
-    issuer_ends_with_slash: false,
+    issuer_end: None,
     is_short_lived: false,
     answers_about_sessions: false,
     has_template_tokens: false,
@@ -285,6 +285,10 @@ pub(super) const PRESETS: [Preset; 12] = [
         quirks: Quirks {
             may_sign_with_secret: true,
             instead_of_azp: Some("leave it out, and the preset requires aud and role"),
+            issuer_end: Some((
+                "/auth/v1",
+                "does not end with /auth/v1; the tokens of Supabase say their issuer with it",
+            )),
             ..NO_QUIRKS
         },
         issuer: DefaultIssuer::Derived { from: &[PROJECT], issuer: supabase_issuer },
@@ -295,7 +299,10 @@ pub(super) const PRESETS: [Preset; 12] = [
         keys: DefaultKeys::Below("/.well-known/jwks.json"),
         algorithms: &[Algorithm::RS256, Algorithm::PS256],
         issuer: DefaultIssuer::Derived { from: &[DOMAIN], issuer: auth0_issuer },
-        quirks: Quirks { issuer_ends_with_slash: true, ..NO_QUIRKS },
+        quirks: Quirks {
+            issuer_end: Some(("/", "has no trailing slash; the tokens of Auth0 say their issuer with one")),
+            ..NO_QUIRKS
+        },
         ..OIDC
     },
     Preset {

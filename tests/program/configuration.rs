@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::proxy::command;
+use crate::support::proxy::{TempFile, command};
 
 pub fn check(yaml: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
@@ -56,6 +56,53 @@ fn a_route_that_is_never_used_is_a_warning_with_its_place() {
     assert_eq!(warnings(&yaml), [expected]);
     let routes = "routes:\n  - { path: /admin/**, require: { role: admin } }\n  - { path: /**, auth: none }\n";
     assert_eq!(warnings(&format!("upstream: http://127.0.0.1:1\n{GOOD_PROVIDER}{routes}")), [""; 0]);
+}
+
+#[test]
+fn an_issuer_that_no_token_of_its_provider_has_is_a_warning() {
+    let yaml = |preset: &str, issuer: &str| {
+        format!(
+            "upstream: http://127.0.0.1:1\nproviders: [{{ preset: {preset}, issuer: \"{issuer}\", audience: api }}]\n"
+        )
+    };
+    for (preset, issuer, end) in
+        [("supabase", "https://abc.supabase.co", "/auth/v1"), ("auth0", "https://t.eu.auth0.com", "/")]
+    {
+        let found = warnings(&yaml(preset, issuer));
+        assert!(found.iter().any(|warning| warning.contains("providers[0].issuer: ")), "{found:?}");
+        assert_eq!(warnings(&yaml(preset, &format!("{issuer}{end}"))), [""; 0]);
+    }
+}
+
+/// Checks that a file without a usable key is an error where it is named, not a proxy that starts and refuses every token.
+#[test]
+fn a_key_file_without_a_usable_key_is_an_error() {
+    let pair = rcgen::KeyPair::generate().expect("a key");
+    let (private, public) = (pair.serialize_pem(), pair.public_key_pem());
+    let unsupported = r#"{"keys":[{"kty":"OKP","crv":"X25519","x":"AA"}]}"#;
+    for (key, content, expected) in [
+        ("pem_file", private.as_str(), "a PEM block holds a private key; verification needs the public one"),
+        ("pem_file", "nothing", "no PEM block with a public key or certificate"),
+        ("file", r#"{"keys":[]}"#, "no usable key: the list is empty"),
+        ("file", r#"{"keys":"#, "not a JWKS: "),
+        ("file", unsupported, "no usable key: keys[0]: "),
+    ] {
+        let file = TempFile::new(content);
+        let provider = format!(
+            "{{ preset: jwt, issuer: \"https://i.example.com\", audience: api, jwks: {{ {key}: \"{}\" }} }}",
+            file.path()
+        );
+        let (code, text) = check(&format!("upstream: http://127.0.0.1:1\nproviders: [{provider}]\n"), &[]);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("vestibule.yaml:2:"), "{text}");
+        assert!(text.contains(&format!("providers[0].jwks.{key}: {expected}")), "{text}");
+    }
+    let file = TempFile::new(&public);
+    let provider = format!(
+        "{{ preset: jwt, issuer: \"https://i.example.com\", audience: api, jwks: {{ pem_file: \"{}\" }} }}",
+        file.path()
+    );
+    assert_eq!(warnings(&format!("upstream: http://127.0.0.1:1\nproviders: [{provider}]\n")), [""; 0]);
 }
 
 #[test]

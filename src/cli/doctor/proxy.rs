@@ -82,7 +82,7 @@ async fn configuration(target: &Target<'_>) -> Outcome {
             Outcome::Passed(format!("{digest} is in force"))
         }
         Ok(answer) if answer.contains("vestibule_config_info{") => Outcome::Failed(
-            "the process serves another configuration than this one: a reload was rejected (its log says why), or the process has other flags and variables; another path of the same file counts as another flag".to_owned(),
+            "the process serves another configuration than this one: a reload was rejected (its log says why), or the process has other flags and variables".to_owned(),
         ),
         Ok(_) => Outcome::Skipped(format!("{endpoint} is not the admin listener of this proxy")),
         Err(problem) => Outcome::Skipped(format!("admin: {endpoint}: {problem}")),
