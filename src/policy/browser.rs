@@ -31,6 +31,13 @@ impl BrowserSpec {
         self.logins = logins;
     }
 
+    /// Returns the longest time from the last token or the sign-in to the end of a session; `None` if sessions end with
+    /// their tokens.
+    pub(super) fn longest_session(&self) -> Option<Duration> {
+        let by_sign_in = self.logins.iter().map(|login| login.session_max_age);
+        by_sign_in.chain(self.session.as_ref().and_then(|session| session.max_age)).max()
+    }
+
     /// Returns the name of the cookies, without prefix and port.
     #[must_use]
     pub fn cookie_name(&self) -> &str {

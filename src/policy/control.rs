@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::check::Check;
-use super::{Audience, Policy, Secret};
+use super::{Audience, BrowserSpec, Policy, Secret};
 use crate::config::{self, Time};
 
 /// The settings of the control listener.
@@ -18,7 +18,7 @@ pub struct ControlSpec {
     pub token: Option<Secret>,
     /// The file in which revocations survive a restart.
     pub revocation_file: Option<PathBuf>,
-    /// The time that a revocation is in force.
+    /// The time that a revocation is in force, which is at least that of the sessions in browsers.
     pub revocation_keep: Duration,
 }
 
@@ -47,11 +47,27 @@ impl std::fmt::Display for ControlSpec {
 
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// The allowance for differences between the clocks of instances.
+const CLOCK_ALLOWANCE: Duration = Duration::from_secs(60);
+
+/// Returns the least time that a revocation is kept: until each session of a browser that it concerns has ended. Such a
+/// session may last longer than any token, and its cookie may not be presented before the revocation would be over.
+fn least_keep(browser: &BrowserSpec) -> Duration {
+    browser.longest_session().map_or(Duration::ZERO, |age| age.saturating_add(CLOCK_ALLOWANCE))
+}
+
+impl ControlSpec {
+    /// Keeps revocations at least until the sessions of browsers have ended.
+    pub(super) fn keeping_for(self, browser: &BrowserSpec) -> Self {
+        Self { revocation_keep: self.revocation_keep.max(least_keep(browser)), ..self }
+    }
+}
+
 impl Policy {
     /// Returns the time that a revocation is kept.
     #[must_use]
     pub fn revocation_keep(&self) -> Duration {
-        self.control.as_ref().map_or(KEEP, |control| control.revocation_keep)
+        self.control.as_ref().map_or_else(|| KEEP.max(least_keep(&self.browser)), |control| control.revocation_keep)
     }
 
     /// Returns the time that a logout reported by the provider is kept for this issuer's Bearer tokens, whose validity

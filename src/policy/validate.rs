@@ -100,6 +100,7 @@ impl Check {
             self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), has_upstream_preset);
         self.check_sign_in_page(&browser, &routes, public_url.as_ref());
         browser.sign_in_with(logins);
+        let control = control.map(|control| control.keeping_for(&browser));
         let shared = config.shared.as_ref().and_then(|shared| self.shared(shared, browser.session.as_ref()));
         self.check_quiet_paths(&config.log);
         let longest_message = routes.iter().map(|route| route.websocket.limits.message_bytes).max().unwrap_or_default();

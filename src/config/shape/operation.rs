@@ -48,8 +48,8 @@ pub struct Control {
     pub token_file: Option<String>,
     /// This file keeps revocations over a restart. Default: none, and a restart drops them.
     pub revocation_file: Option<String>,
-    /// A revocation is in force for this time, which must exceed the life of your longest token. At least 1m. Default:
-    /// `30d`.
+    /// A revocation is in force for this time, which must exceed the life of your longest token, and at least until the
+    /// sessions of browsers that it concerns have ended. At least 1m. Default: `30d`.
     pub revocation_keep: Option<Time>,
 }
 

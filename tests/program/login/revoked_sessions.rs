@@ -274,3 +274,30 @@ async fn a_provider_s_logout_by_sid_ends_what_was_authenticated_before_it_came()
     let mut browser = revoking.signed_in().await;
     assert_eq!(page(&revoking.fixture, &mut browser).await, 200);
 }
+
+/// A session may last longer than any token, and nobody may present its cookie before the revocation of a token would end.
+#[tokio::test]
+async fn an_operator_s_revocation_is_kept_until_the_sessions_that_it_concerns_have_ended() {
+    let (minute, hour) = (60, 3_600);
+    for (session, keep, expected) in [
+        ("", "1m", 12 * hour + minute),
+        ("session: { max_age: 20h }, ", "1m", 20 * hour + minute),
+        ("session: { max_age: 20h }, ", "30h", 30 * hour),
+    ] {
+        let (provider, backend, folder) = (OpenId::start().await, Backend::start().await, TempFolder::new());
+        let (socket, file) = (folder.0.join("control.sock"), folder.0.join("revocations"));
+        let more = format!(
+            "control: {{ listen: \"unix:{}\", revocation_file: \"{}\", revocation_keep: {keep} }}\n",
+            socket.display(),
+            file.display()
+        );
+        let yaml = Fixture::yaml(&provider, &backend, "", &more).replace("login: {", &format!("{session}login: {{"));
+        let _proxy = Proxy::start(&yaml).await;
+        let body = json!({ "issuer": provider.url, "sub": "alice" }).to_string();
+        assert_eq!(post(&socket, "/revoke", &body).await, 204);
+        let written = std::fs::read_to_string(&file).expect("written");
+        let record: Value = serde_json::from_str(written.lines().last().expect("a line")).expect("JSON");
+        let kept = record["until"].as_u64().expect("a time") - record["at"].as_u64().expect("a time");
+        assert_eq!(kept, expected, "{session}{keep}");
+    }
+}
