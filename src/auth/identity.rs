@@ -76,6 +76,11 @@ pub(super) struct CookieTimes {
 pub enum SessionScope {
     /// One session.
     Session,
+    /// One session, which another one of its user has replaced. That one began at `began`, in milliseconds since the epoch.
+    Replaced {
+        /// When the newer session began.
+        began: u64,
+    },
     /// A session, with every other that its user began in the same browser.
     Browser,
 }

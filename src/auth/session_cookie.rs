@@ -215,7 +215,7 @@ impl SessionCookies {
             (SessionScope::Browser, Some(_)) => {
                 now.saturating_add(session.last_end.saturating_sub(session.began / 1_000))
             }
-            (SessionScope::Browser, None) | (SessionScope::Session, _) => 0,
+            (SessionScope::Browser, None) | (SessionScope::Session | SessionScope::Replaced { .. }, _) => 0,
         };
         Some(known.max(possible).max(last_of_browser).saturating_add(ONE_MINUTE))
     }

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::set_cookie::cookie_line;
 use super::sign_out::{PROVIDER_WAIT, SignOutScope, end_at_provider, end_former_session, sign_out};
 use crate::auth::{
-    BrowserSession, Identity, IssuedCookie, OpenedSessionCookie, SessionCookie, allow, unix_millis, unix_seconds,
+    BrowserSession, Identity, IssuedCookie, OpenedSessionCookie, SessionCookie, SessionScope, allow, unix_millis,
+    unix_seconds,
 };
 use crate::authenticate::verify_own_request;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody, check_sender_of_balancer_token};
@@ -87,7 +88,7 @@ async fn begin(
     // A session from a sign-in is not continued by a token: it ends, and another one begins.
     let opened = cookie.and_then(|cookie| runtime.verifier.open_session_cookie(cookie));
     if let Some(opened) = opened.filter(OpenedSessionCookie::is_of_a_sign_in) {
-        end_former_session(state, runtime, &opened.session).await?;
+        end_former_session(state, runtime, &opened.session, SessionScope::Session).await?;
         end_at_provider(state, runtime, &opened, Instant::now() + PROVIDER_WAIT).await;
     }
     let issued = issue_cookie(state, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;

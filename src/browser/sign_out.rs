@@ -233,7 +233,7 @@ fn not_saved(error: &NotSaved) -> Refusal {
     }
 }
 
-/// Ends a session that a new one replaces. If other instances get the end later, the new session begins all the same.
+/// Ends a session that a new one of the browser replaces. If other instances get the end later, the new session begins all the same.
 ///
 /// # Errors
 /// Returns 503 when the end could not be recorded.
@@ -241,8 +241,9 @@ pub(super) async fn end_former_session(
     state: &ProxyState,
     runtime: &Runtime,
     session: &BrowserSession,
+    scope: SessionScope,
 ) -> Result<(), Refusal> {
-    let revocation = record_end(state, runtime, session, SessionScope::Session)?;
+    let revocation = record_end(state, runtime, session, scope)?;
     save(state, revocation.into_iter().collect())
         .await
         .or_else(|refusal| if refusal.is_in_force { Ok(()) } else { Err(refusal) })

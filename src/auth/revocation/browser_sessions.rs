@@ -11,7 +11,7 @@ impl Revocations {
     /// Ends a browser session with all its cookies at `now`, milliseconds since the epoch, and the others that end with
     /// it. Keeps the entries until `until`, Unix seconds. They are in force when this returns; [`Revocation::save`] makes
     /// them survive a restart. At `limits.sign_outs_per_user` one entry that ends all sessions that the user began before
-    /// now replaces the others.
+    /// now, or before the one that has replaced this session, replaces the others.
     ///
     /// # Errors
     /// Returns an error when there are `limits.sign_outs` already.
@@ -28,7 +28,13 @@ impl Revocations {
         let keys = self.browser_session_keys_of(0, &session.owner, &session.id, browser);
         let keys = BrowserSessionKeys { began: session.began, ..keys };
         let moment = self.now_of_all(now);
-        let (kept, change) = self.sign_outs.end(&keys, moment, until, limits).ok_or(LimitReached("sign_outs"))?;
+        let all_until = match scope {
+            // The session that has replaced this one began before now, and must not end with it.
+            SessionScope::Replaced { began } => began.saturating_sub(1),
+            SessionScope::Session | SessionScope::Browser => moment,
+        };
+        let ended = self.sign_outs.end(&keys, moment, all_until, until, limits);
+        let (kept, change) = ended.ok_or(LimitReached("sign_outs"))?;
         self.note(&change);
         let issuer = BROWSER_SESSIONS.to_owned();
         let (record, entries) = match kept {
@@ -39,10 +45,10 @@ impl Revocations {
                 // This includes a session that had ended already: its earlier publication may be lost.
                 (Record { issuer, target, browser, at: moment / 1_000, until }, self.sign_outs.entries_of(&keys))
             }
-            RecordedSignOut::AllBefore { until } => {
+            RecordedSignOut::AllBefore { at, until } => {
                 tracing::warn!("limits.sign_outs_per_user reached, ended all earlier browser sessions of one user");
                 let target = RevocationTarget::User(session.owner.to_string());
-                (Record { issuer, target, browser: None, at: moment, until }, change.added)
+                (Record { issuer, target, browser: None, at, until }, change.added)
             }
         };
         let published = self.publish(&entries, &change.removed);

@@ -22,8 +22,8 @@ pub struct SignOutLimits {
 pub(super) enum RecordedSignOut {
     /// An entry for this session.
     Session { until: u64 },
-    /// An entry for all sessions that the user began before now.
-    AllBefore { until: u64 },
+    /// An entry for all sessions that the user began until `at`, in milliseconds since the epoch.
+    AllBefore { at: u64, until: u64 },
 }
 
 /// The entries that a sign-out added, and those that it replaced.
@@ -202,16 +202,20 @@ impl SignOuts {
         })
     }
 
-    /// Ends a session at `now_ms`, with those of its browser if the keys name one, and keeps the entries until `until`.
-    /// Returns `None` when the limit is reached.
+    /// Ends a session at `now_ms`, with those of its browser if the keys name one, and keeps the entries until `until`. At
+    /// the user's limit it ends all sessions that the user began until `all_until`, milliseconds since the epoch. Returns
+    /// `None` when the limit of all is reached.
     pub(super) fn end(
         &self,
         of: &BrowserSessionKeys,
         now_ms: u64,
+        all_until: u64,
         until: u64,
         limits: SignOutLimits,
     ) -> Option<(RecordedSignOut, Change)> {
         let now = now_ms / 1_000;
+        // A session may have begun at an instance whose clock is ahead of this one.
+        let ended = EndedAt { at: now_ms.max(of.began), until };
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let is_known = by_owner.get(&of.owner).is_some_and(|owned| owned.get(of.session).is_some());
         if !is_known && self.count() >= limits.all {
@@ -229,13 +233,12 @@ impl SignOuts {
             owned.remove_expired(now);
         }
         let (kept, change) = if !is_known && owned.counted_sessions() >= limits.per_user {
-            let first = EndedAt { at: now_ms.max(of.began), until };
+            let first = EndedAt { at: all_until.max(of.began), until };
             let all = owned.sessions.iter().map(|(_, ended)| *ended).chain(owned.before);
             // The time of another instance's entry may be ahead of this clock.
             let all = all.fold(first, EndedAt::merged);
-            (RecordedSignOut::AllBefore { until: all.until }, owned.merge(&all_before(of.owner, all)))
+            (RecordedSignOut::AllBefore { at: all.at, until: all.until }, owned.merge(&all_before(of.owner, all)))
         } else {
-            let ended = EndedAt { at: now_ms, until };
             let mut change = owned.merge(&single(of.owner, of.session, ended));
             if let Some(browser) = of.browser {
                 change.extend(owned.merge(&single(of.owner, browser, ended)));
@@ -313,7 +316,7 @@ mod tests {
     }
 
     fn end(ended: &SignOuts, of: &BrowserSessionKeys, now: u64, until: u64) -> Option<RecordedSignOut> {
-        ended.end(of, now, until, LIMITS).map(|(kept, _)| kept)
+        ended.end(of, now, now, until, LIMITS).map(|(kept, _)| kept)
     }
 
     fn session(owner: u64, id: u64, began: u64) -> BrowserSessionKeys {
@@ -328,13 +331,28 @@ mod tests {
             assert_eq!(kept, Some(RecordedSignOut::Session { until: 50 + id }));
         }
         assert!(!ended.has_ended(&session(1, 9, 4_000), 5), "another of the same user's");
-        assert_eq!(end(&ended, &session(1, 3, 100), 6_000, 40), Some(RecordedSignOut::AllBefore { until: 52 }));
+        assert_eq!(
+            end(&ended, &session(1, 3, 100), 6_000, 40),
+            Some(RecordedSignOut::AllBefore { at: 6_000, until: 52 })
+        );
         assert_eq!(ended.count(), 1);
         for id in [0, 3, 9] {
             assert!(ended.has_ended(&session(1, id, 6_000), 6) && !ended.has_ended(&session(1, id, 6_000), 52), "{id}");
         }
         assert!(!ended.has_ended(&session(1, 9, 6_001), 6), "one begun since");
         assert!(!ended.has_ended(&session(2, 0, 100), 6), "another user's");
+    }
+
+    #[test]
+    fn a_session_that_began_by_a_clock_ahead_of_this_one_is_ended_too() {
+        let ended = SignOuts::default();
+        for id in 0..4 {
+            end(&ended, &session(1, id, 100), 9_000, 60);
+        }
+        let ahead = session(1, 9, 9_500);
+        assert!(!ended.has_ended(&ahead, 5));
+        assert_eq!(end(&ended, &ahead, 8_000, 60), Some(RecordedSignOut::Session { until: 60 }));
+        assert!(ended.has_ended(&ahead, 8) && !ended.has_ended(&session(1, 10, 9_500), 8));
     }
 
     #[test]
@@ -353,7 +371,10 @@ mod tests {
         assert!(!ended.has_ended(&session(1, 9, 100), 5) && !ended.has_ended(&of_browser(2, 9), 5));
         // One that has ended needs no room, and one more than the limit of a user covers all of them.
         assert_eq!(end(&ended, &of_browser(1, 0), 5_000, 60), Some(RecordedSignOut::Session { until: 60 }));
-        assert_eq!(end(&ended, &of_browser(1, 3), 6_000, 40), Some(RecordedSignOut::AllBefore { until: 60 }));
+        assert_eq!(
+            end(&ended, &of_browser(1, 3), 6_000, 40),
+            Some(RecordedSignOut::AllBefore { at: 6_000, until: 60 })
+        );
         assert_eq!((ended.count(), ended.entries.load(Ordering::Relaxed)), (1, 1));
         for owner in 2..11 {
             assert!(end(&ended, &of_browser(owner, 1), 6_000, 50).is_some(), "{owner}");

@@ -278,3 +278,40 @@ fn one_revocation_that_cannot_be_written_keeps_no_other_from_the_file() {
     let written = std::fs::read_to_string(&file.0).expect("text");
     assert!(!written.contains("\"a\"") && written.contains("\"b\""), "{written}");
 }
+
+#[test]
+fn at_a_user_s_limit_the_end_of_a_replaced_session_leaves_the_newer_one() {
+    let file = Scratch::new("replaced");
+    let revocations = file.attached();
+    let session = |id: &str, began| BrowserSession { began, ..browser_session(id, Some("tabs")) };
+    for id in ["a", "b", "c"] {
+        let ended = revocations.end_session(&session(id, 50_000), SessionScope::Session, 60_000, 1_000, LIMITS);
+        ended.expect("room").save().expect("saved");
+    }
+    let (former, other, newer) = (session("former", 65_000), session("other", 69_999), session("newer", 70_000));
+    let scope = SessionScope::Replaced { began: newer.began };
+    revocations.end_session(&former, scope, 80_000, 1_000, LIMITS).expect("room").save().expect("saved");
+    for known in [&revocations, &file.attached()] {
+        assert_eq!(known.sign_outs(), 1, "one entry for all");
+        assert!(known.is_ended(&former, 100) && known.is_ended(&other, 100));
+        assert!(!known.is_ended(&newer, 100));
+    }
+}
+
+/// An entry of another instance may be of a time that this clock has not reached.
+#[test]
+fn the_file_has_the_time_of_the_entry_that_ends_all_sessions_of_a_user() {
+    let file = Scratch::new("ahead");
+    let revocations = file.attached();
+    let session = |id: &str, began| BrowserSession { began, ..browser_session(id, None) };
+    let ahead = session("ahead", 90_000);
+    for (ended, now) in [(&ahead, 95_000), (&session("b", 50_000), 80_000), (&session("c", 50_000), 80_000)] {
+        let ended = revocations.end_session(ended, SessionScope::Browser, now, 1_000, LIMITS).expect("room");
+        ended.save().expect("saved");
+    }
+    let last = session("d", 50_000);
+    revocations.end_session(&last, SessionScope::Browser, 80_000, 1_000, LIMITS).expect("room").save().expect("saved");
+    for known in [&revocations, &file.attached()] {
+        assert!(known.is_ended(&ahead, 100) && known.is_ended(&last, 100));
+    }
+}

@@ -10,7 +10,7 @@ use super::super::set_cookie::cookie_line;
 use super::super::sign_out::end_former_session;
 use super::{LOGIN, SignInRequest, pages, parameters};
 use crate::auth::login::{CompletedSignIn, Login, LoginCookie, LoginError, LoginState, printable_error_code};
-use crate::auth::{session_owner, unix_seconds};
+use crate::auth::{SessionScope, session_owner, unix_seconds};
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
 use crate::telemetry::{AccessLine, Audit, AuditEvent, SignInOutcome, in_current_request};
@@ -209,7 +209,7 @@ impl SignInRequest<'_> {
                 continue;
             }
             if former.owner != session.session.owner {
-                end_former_session(self.state, self.runtime, &former).await?;
+                end_former_session(self.state, self.runtime, &former, SessionScope::Session).await?;
                 self.logins.sessions.forget_shared(&former.id);
                 continue;
             }
@@ -217,12 +217,13 @@ impl SignInRequest<'_> {
                 known.supersede(&session);
             }
             let (state, runtime) = (Arc::clone(self.state), Arc::clone(self.runtime));
+            let scope = SessionScope::Replaced { began: session.session.began };
             let (open, closing) = (state.drain.track(), state.drain.closing_token());
             tokio::spawn(in_current_request(async move {
                 // A process that stops ends the session first: no other instance would.
                 let _ = tokio::time::timeout(OVERLAP, closing.cancelled()).await;
                 // A failure is logged where it happens.
-                let _ = end_former_session(&state, &runtime, &former).await;
+                let _ = end_former_session(&state, &runtime, &former, scope).await;
                 if let Some(logins) = runtime.verifier.logins() {
                     logins.sessions.forget_shared(&former.id);
                 }
