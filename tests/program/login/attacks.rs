@@ -136,6 +136,27 @@ async fn a_session_whose_sid_a_renewal_changed_ends_by_the_new_one_with_its_sock
     }
 }
 
+/// A provider may send the member without a value at renewals, and its logout then names the session of the sign-in.
+#[tokio::test]
+async fn a_renewal_whose_sid_names_no_session_leaves_the_session_its_own() {
+    for sid in [json!(""), json!(7)] {
+        let fixture = Fixture::at(provider(2).await, "", "").await;
+        fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "first" }));
+        let mut browser = fixture.browser();
+        browser.sign_in(&fixture.provider, "/").await;
+        let (mut client, mut upstream) = socket(&fixture, &browser).await;
+        fixture.provider.set(|conduct| {
+            conduct.renewed = json!({ "sid": sid });
+            conduct.tokens = json!({ "expires_in": 600 });
+        });
+        fixture.provider.refreshed_times(1).await;
+        passes(&mut client, &mut upstream, "after the renewal").await;
+        back_channel_logout(&fixture, "first").await;
+        assert_eq!(ending(&mut client).await, (1008, "Session ended".to_owned()));
+        assert_eq!(page(&fixture, &mut browser).await, 302, "{sid}");
+    }
+}
+
 #[tokio::test]
 async fn sockets_of_a_session_that_could_not_be_written_down_as_ended_end_too() {
     let fixture = Fixture::at(provider(2).await, "", "limits: { sign_outs: 1, sign_outs_per_user: 1 }\n").await;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::watch;
 
 use super::super::client::{ProviderToken, Tokens};
@@ -296,9 +297,12 @@ impl LoginSession {
                 if renewed.claims.get("sub") != former.claims.get("sub") {
                     return Err(LoginError::denied("the renewed ID token is of another user"));
                 }
-                // Some providers send these claims at sign-in only.
-                for name in ["sid", "auth_time"] {
-                    if let (None, Some(value)) = (renewed.claims.get(name), former.claims.get(name)) {
+                // Some providers send these claims at sign-in only. A `sid` that names no session counts as absent: a logout
+                // of the provider names the former one.
+                let has_sid = renewed.claims.get("sid").and_then(Value::as_str).is_some_and(|sid| !sid.is_empty());
+                let has_auth_time = renewed.claims.contains_key("auth_time");
+                for (name, is_said) in [("sid", has_sid), ("auth_time", has_auth_time)] {
+                    if let (false, Some(value)) = (is_said, former.claims.get(name)) {
                         renewed.claims.insert(name.to_owned(), value.clone());
                     }
                 }
