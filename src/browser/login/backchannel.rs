@@ -48,7 +48,13 @@ pub(super) async fn serve(
             return Ok(answer(StatusCode::BAD_REQUEST, "{\"error\":\"invalid_request\"}"));
         }
     };
-    revoke(state, runtime, &logout).await?;
+    if let Err(refusal) = revoke(state, runtime, &logout).await {
+        // The provider may not repeat it, and its sessions have ended here.
+        if refusal.is_in_force {
+            audit(&logout, own.client());
+        }
+        return Err(refusal);
+    }
     logins.use_logout_token(&logout);
     state.metrics.logins.signed_out(&logout.provider, LogoutOutcome::Backchannel);
     audit(&logout, own.client());

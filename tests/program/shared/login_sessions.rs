@@ -488,6 +488,32 @@ async fn a_sign_out_at_one_instance_revokes_the_refresh_token_that_only_another_
 }
 
 #[tokio::test]
+async fn an_end_that_other_instances_do_not_have_yet_is_said_on_a_page_and_is_an_event() {
+    if !is_installed() {
+        return;
+    }
+    let mut fleet = LoginFleet::start(600).await;
+    let first = fleet.instance("").await;
+    let (mut browser, other) = (fleet.signed_in(&first).await, fleet.signed_in(&first).await);
+    fleet.engine.kill();
+    first.until_metric("vestibule_shared_up", |up| up < 0.5).await;
+    let fields = [OURS, "Sec-Fetch-Mode: navigate"];
+    let answer = browser.send("POST", "/.vestibule/logout", &fields, "").await;
+    assert_eq!((answer.status, answer.field("content-type")), (503, Some("text/html; charset=utf-8")));
+    assert!(answer.body.contains("You are signed out in this browser"), "{}", answer.body);
+    assert!(!browser.has_session());
+    let claims = json!({
+        "iss": fleet.provider.url, "aud": CLIENT, "iat": now(), "exp": now() + 60, "jti": "a", "sub": "alice",
+        "events": { "http://schemas.openid.net/event/backchannel-logout": {} },
+    });
+    let form = format!("logout_token={}", RSA.sign_with(&json!({ "typ": "logout+jwt" }), &claims));
+    let answer = browser.send("POST", "/.vestibule/backchannel-logout", &[], &form).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert_eq!(fleet.status(&other, &first).await, 302, "it is in force here");
+    first.proxy.logged("the event", |line| line.contains("\"event\":\"backchannel_logout\"")).await;
+}
+
+#[tokio::test]
 async fn an_instance_that_stops_ends_its_renewals_before() {
     if !is_installed() {
         return;
