@@ -23,14 +23,20 @@ pub struct Navigation {
     target: String,
     /// Whether it has a session cookie, valid or not.
     has_session_cookie: bool,
+    /// Whether it is the form of a sign-out.
+    signs_out: bool,
 }
 
+/// The path to which the form of a sign-out is posted. No other form is the proxy's own.
+const SIGN_OUT_PATH: &str = "/.vestibule/logout";
+
 impl Navigation {
-    /// Returns the navigation of a GET or HEAD request with `Sec-Fetch-Mode: navigate` or, without such a field, an
-    /// `Accept` that names HTML.
+    /// Returns the navigation of a GET or HEAD request, or of a sign-out by a form, with `Sec-Fetch-Mode: navigate` or,
+    /// without such a field, an `Accept` that names HTML.
     #[must_use]
     pub fn of(method: &Method, target: &str, headers: &HeaderMap) -> Option<Self> {
-        if !matches!(*method, Method::GET | Method::HEAD) {
+        let signs_out = *method == Method::POST && target.split('?').next() == Some(SIGN_OUT_PATH);
+        if !signs_out && !matches!(*method, Method::GET | Method::HEAD) {
             return None;
         }
         let navigates = if let Some(mode) = headers.get(SEC_FETCH_MODE) {
@@ -41,7 +47,8 @@ impl Navigation {
                 |range: &str| range.split(';').next().unwrap_or(range).trim().eq_ignore_ascii_case("text/html");
             accepts.flat_map(|value| value.split(',')).any(is_html)
         };
-        navigates.then(|| Self { target: target.to_owned(), has_session_cookie: token::has_session_cookie(headers) })
+        let has_session_cookie = token::has_session_cookie(headers);
+        navigates.then(|| Self { target: target.to_owned(), has_session_cookie, signs_out })
     }
 }
 
@@ -67,7 +74,8 @@ pub fn render_for_navigation(
     }
     page::describe(headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let (title, text) = title_and_text(refusal);
+    let of_sign_out = navigation.signs_out && refusal.status == StatusCode::SERVICE_UNAVAILABLE;
+    let (title, text) = if of_sign_out { failed_sign_out(refusal) } else { title_and_text(refusal) };
     let mut body = format!("<h1>{title}</h1>\n<p>{text}</p>\n");
     if is_signed_in(refusal) {
         // A user who signed in with the wrong account may try another.
@@ -109,6 +117,18 @@ static SIGN_OUT_POLICY: LazyLock<String> =
 /// Returns whether the refusal is that of a verified user, by `allow` or `require`.
 fn is_signed_in(refusal: &Refusal) -> bool {
     refusal.status == StatusCode::FORBIDDEN && matches!(refusal.rule, Some(Rule::Allow | Rule::Require))
+}
+
+/// Returns the title and the sentences of the page after a sign-out that could not be recorded, or not everywhere.
+fn failed_sign_out(refusal: &Refusal) -> (&'static str, &'static str) {
+    if refusal.is_in_force {
+        (
+            "You are signed out in this browser",
+            "A copy of your session may be accepted for some moments more. You may still be signed in at your provider: sign out there too.",
+        )
+    } else {
+        ("You may still be signed in", "Signing out did not succeed. Go back, and try again in a moment.")
+    }
 }
 
 /// Returns the title and the sentence of a page. Neither repeats anything of the request, because links can contain any
@@ -162,6 +182,17 @@ mod tests {
                 headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
             assert_eq!(Navigation::of(&method, "/", &headers).is_some(), expected, "{method} {fields:?}");
+        }
+        // The form of a sign-out is a page for a person too, and no other request that changes something.
+        let headers = |mode| HeaderMap::from_iter([(SEC_FETCH_MODE, HeaderValue::from_static(mode))]);
+        for (method, target, mode, expected) in [
+            (Method::POST, SIGN_OUT_PATH, "navigate", true),
+            (Method::POST, "/.vestibule/logout?x", "navigate", true),
+            (Method::POST, SIGN_OUT_PATH, "same-origin", false),
+            (Method::DELETE, SIGN_OUT_PATH, "navigate", false),
+            (Method::POST, "/.vestibule/logouts", "navigate", false),
+        ] {
+            assert_eq!(Navigation::of(&method, target, &headers(mode)).is_some(), expected, "{method} {target} {mode}");
         }
     }
 }

@@ -145,6 +145,22 @@ async fn a_refresh_token_that_comes_after_the_sign_out_is_revoked_too() {
 }
 
 #[tokio::test]
+async fn a_person_whose_sign_out_fails_reads_it_on_a_page() {
+    let fixture = Fixture::start("", "limits: { sign_outs: 1, sign_outs_per_user: 1 }\n").await;
+    let (mut first, mut second) = (fixture.browser(), fixture.browser());
+    first.sign_in(&fixture.provider, "/").await;
+    fixture.provider.set(|conduct| conduct.user = "bob".to_owned());
+    second.sign_in(&fixture.provider, "/").await;
+    assert_eq!(post(&mut first, OURS, "").await.status, 303);
+    let answer = second.send("POST", LOGOUT, &[OURS, "Sec-Fetch-Mode: navigate"], "").await;
+    assert_eq!((answer.status, answer.field("retry-after")), (503, Some("5")));
+    assert_eq!(answer.field("content-type"), Some("text/html; charset=utf-8"));
+    assert!(answer.body.contains("You may still be signed in"), "{}", answer.body);
+    let answer = second.send("POST", LOGOUT, &[OURS, "Sec-Fetch-Mode: same-origin"], "").await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "auth_unavailable"), "a script reads JSON");
+}
+
+#[tokio::test]
 async fn only_our_own_pages_sign_out() {
     let fixture = Fixture::start("logout: local", "").await;
     let mut browser = fixture.browser();
