@@ -487,6 +487,47 @@ async fn a_sign_out_at_one_instance_revokes_the_refresh_token_that_only_another_
     assert_eq!((tokens.len(), revoked().len()), (2, 2), "each once: {:?}", revoked());
 }
 
+/// The other instance has received a new refresh token, and asks for the claims of its user.
+#[tokio::test]
+async fn a_sign_out_at_one_instance_revokes_the_refresh_token_of_a_renewal_at_another() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(2).await;
+    fleet.provider.set(|conduct| conduct.userinfo = json!({ "sub": "alice" }));
+    let shared = format!("url: \"{}\"", fleet.engine.url());
+    let first = fleet.starting(&shared, "claims_from: userinfo", "").await;
+    let second = fleet.starting(&shared, "claims_from: userinfo", "").await;
+    for instance in [&first, &second] {
+        instance.is_ready(true).await;
+    }
+    // It has the provider's discovery document, so that a renewal begins with the refresh token.
+    Browser::new(second.proxy.address).reach_provider("/").await;
+    let mut browser = fleet.signed_in(&first).await;
+    fleet.until_keys("session", 1).await;
+    let cookie = browser.cookie_field();
+    let fields = [cookie.as_str(), OURS];
+    let opening = Socket::open(second.proxy.address, "/ws", &fields);
+    let (mut client, _upstream) = tokio::join!(opening, fleet.backend.websocket());
+    let provider = &fleet.provider.answerer;
+    provider.hold();
+    let before = provider.count();
+    provider.asked_times(before + 1).await;
+    let held = provider.answer_later_ones();
+    provider.hold();
+    held.add_permits(100);
+    provider.asked_times(before + 2).await;
+    assert!(provider.asked().last().expect("a request").line().contains("/userinfo"));
+    let is_known = async {
+        while client.next().await.opcode != 8 {}
+        provider.open();
+    };
+    let (answer, ()) = tokio::join!(browser.send("POST", "/.vestibule/logout", &[OURS], ""), is_known);
+    assert_eq!(answer.status, 303, "{}", answer.body);
+    let is_none_left = || async { fleet.provider.valid_refresh_tokens().is_empty() };
+    second.until("every refresh token to be revoked", is_none_left).await;
+}
+
 #[tokio::test]
 async fn an_end_that_other_instances_do_not_have_yet_is_said_on_a_page_and_is_an_event() {
     if !is_installed() {

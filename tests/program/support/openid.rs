@@ -259,6 +259,12 @@ impl OpenId {
         self.asked("/token").iter().filter(|asked| is_refresh(asked)).count()
     }
 
+    /// Returns the refresh tokens that are neither used nor revoked.
+    pub fn valid_refresh_tokens(&self) -> Vec<String> {
+        let conduct = self.conduct.lock().expect("lock");
+        conduct.grants.keys().filter(|token| !conduct.revoked.contains(token)).cloned().collect()
+    }
+
     /// Waits until refresh tokens have been used so often.
     pub async fn refreshed_times(&self, count: usize) {
         while self.refreshes() < count {

@@ -171,7 +171,12 @@ impl LoginSession {
             Err(error @ (LoginError::InvalidGrant | LoginError::Denied { .. } | LoginError::Revoked(_))) => {
                 sessions.count_renewal(&self.provider, RenewalOutcome::Ended);
                 self.audit(AuditEvent::RenewalFailed(RenewalOutcome::Ended), Some(&error), None);
-                sessions.end(&self);
+                match error {
+                    // Its end is recorded, by a sign-out at another instance, which does not have the refresh token of this
+                    // renewal unless it reads the record before it is removed.
+                    LoginError::Revoked("session") => sessions.discard_ended(&self),
+                    _ => sessions.end(&self),
+                }
             }
             Err(error) => {
                 let wait = match &error {
