@@ -1,9 +1,9 @@
 //! The revocation file: one JSON object per line, appended and synced before the revocation is confirmed. The file is
 //! rewritten without expired lines when it is opened, and when it has twice as many lines as revocations can be kept.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -91,7 +91,24 @@ pub(super) struct RevocationFile {
 #[derive(Debug)]
 struct Open {
     file: File,
+    /// The file's device and number.
+    id: (u64, u64),
     lines: usize,
+}
+
+impl Open {
+    fn new(file: File, lines: usize, path: &Path) -> Result<Self, RevocationFileError> {
+        let metadata = file.metadata().map_err(|source| failed(path, source))?;
+        Ok(Self { id: id_of(&metadata), file, lines })
+    }
+}
+
+fn id_of(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn failed(path: &Path, source: io::Error) -> RevocationFileError {
+    RevocationFileError::Io { path: path.display().to_string(), source }
 }
 
 impl RevocationFile {
@@ -99,17 +116,18 @@ impl RevocationFile {
     pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), RevocationFileError> {
         let records = read(path, now)?;
         let file = rewrite(path, &records)?;
-        let open = Mutex::new(Open { file, lines: records.len() });
+        let open = Mutex::new(Open::new(file, records.len(), path)?);
         Ok((Self { path: path.to_owned(), limit, open }, records))
     }
 
     /// Appends a record and returns when it is on the disk.
     pub(super) fn append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.lines >= self.limit.saturating_mul(2).max(16) {
+        // The next process, which starts before this one has stopped, or an editor may have put another file in its place.
+        let was_replaced = std::fs::metadata(&self.path).map_or(true, |there| id_of(&there) != open.id);
+        if was_replaced || open.lines >= self.limit.saturating_mul(2).max(16) {
             let records = read(&self.path, now)?;
-            open.file = rewrite(&self.path, &records)?;
-            open.lines = records.len();
+            *open = Open::new(rewrite(&self.path, &records)?, records.len(), &self.path)?;
         }
         let line = record.line();
         let written = open.file.write_all(line.as_bytes()).and_then(|()| open.file.sync_data());
@@ -117,7 +135,7 @@ impl RevocationFile {
             // Part of the line may have been written. The file is rewritten before the next append, so that the next
             // line does not continue it.
             open.lines = usize::MAX;
-            return Err(RevocationFileError::Io { path: self.path.display().to_string(), source });
+            return Err(failed(&self.path, source));
         }
         open.lines += 1;
         Ok(())
@@ -137,7 +155,7 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(RevocationFileError::Io { path: path.display().to_string(), source }),
+        Err(source) => return Err(failed(path, source)),
     };
     // A last line without a line break was being written when the process ended; it was never confirmed.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
@@ -179,7 +197,7 @@ fn remove_covered_sign_outs(records: &mut Vec<Record>) {
 
 /// Writes a new file and renames it over the old one, so that a crash leaves one of the two complete.
 fn rewrite(path: &Path, records: &[Record]) -> Result<File, RevocationFileError> {
-    let failed = |source| RevocationFileError::Io { path: path.display().to_string(), source };
+    let failed = |source| failed(path, source);
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
@@ -234,6 +252,20 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path.0).expect("text").lines().count(), 2);
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path.0).expect("there").permissions());
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_revoked_while_the_next_process_has_begun_is_not_lost() {
+        let path = Scratch::new("next");
+        let user = |id: &str| RevocationTarget::User(id.to_owned());
+        let (former, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        former.append(&record(user("before"), 1, 100), 1).expect("kept");
+        let (next, _) = RevocationFile::open(&path.0, 10, 2).expect("opens");
+        for (file, id, at) in [(&former, "a", 3), (&next, "b", 4), (&former, "c", 5)] {
+            file.append(&record(user(id), at, 100), at).expect("kept");
+        }
+        let (_file, records) = RevocationFile::open(&path.0, 10, 6).expect("opens");
+        assert_eq!(ids(&records), [(user("before"), 1), (user("a"), 3), (user("b"), 4), (user("c"), 5)]);
     }
 
     #[test]
