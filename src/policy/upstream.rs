@@ -153,8 +153,11 @@ impl Check {
                 self.error(&at, "is never reached: the rule says auth: deny");
             }
             let found = self.upstream(&at, upstream)?;
-            // Routes with the same settings share their connections.
-            let known = further.iter().position(|(spec, ..)| *spec == found.0).unwrap_or_else(|| {
+            // Routes with the same settings share their connections. The dialect of a first message is one of these, though
+            // it is not in the settings yet.
+            let dialect = |(_, first_message): &Written| first_message.as_ref().map(|(dialect, _)| dialect.clone());
+            let is_same = |known: &Written| known.0 == found.0 && dialect(known) == dialect(&found);
+            let known = further.iter().position(is_same).unwrap_or_else(|| {
                 further.push(found);
                 further.len() - 1
             });
@@ -390,4 +393,27 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let tls = (scheme == "https").then(|| UpstreamTls { server_name: host.clone(), authority: None });
     Ok((UpstreamAddress::Tcp { host, port, tls }, authority))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::validate;
+
+    #[test]
+    fn only_routes_with_the_same_first_message_share_an_upstream() {
+        let yaml = "upstream: http://127.0.0.1:1\n\
+                    providers: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: api }]\n\
+                    routes:\n\
+                    - { path: /told/**, upstream: { url: \"http://127.0.0.1:2\", token_to: { websocket: { first_message: vestibule } } } }\n\
+                    - { path: /plain/**, upstream: { url: \"http://127.0.0.1:2\" } }\n\
+                    - { path: /also/told/**, upstream: { url: \"http://127.0.0.1:2\", token_to: { websocket: { first_message: vestibule } } } }\n";
+        let config = config::load_yaml(yaml).expect("loads").config;
+        let policy = validate(&config).expect("valid");
+        let of_route = |path: &str| policy.match_path("GET", path).expect("few readings").route.upstream;
+        let is_told = |index: usize| policy.upstreams[index].token_to_websocket != TokenToUpgrade::None;
+        let (told, plain, also_told) = (of_route("/told/x"), of_route("/plain/x"), of_route("/also/told/x"));
+        assert!(is_told(told) && !is_told(plain));
+        assert_eq!(told, also_told);
+    }
 }
