@@ -24,7 +24,7 @@ use super::{Inspection, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteSpec};
 use crate::telemetry::{Label, Metrics, in_current_request};
 
-/// The maximum time that a check of an open session waits for a permit. A request waits for less.
+/// The maximum time that a check of an open socket's session waits for a permit. A request waits for less.
 const REVALIDATION_WAIT: Duration = Duration::from_secs(30);
 /// Upper bound on `Retry-After` of a provider's 429.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
@@ -91,12 +91,15 @@ impl fmt::Display for NoAnswer {
 
 type Outcome = Result<RemoteAnswer, NoAnswer>;
 
-/// The half of `remote.concurrency` to which a check belongs.
+/// What waits for a check. It decides the half of `remote.concurrency` to which the check belongs, and the longest wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
-    /// A request or handshake waits for the answer.
+    /// A request or handshake with a token.
     Admission,
-    /// An open session is checked again.
+    /// A request with a browser session. Its check belongs to the half of open sessions, so that tokens which anybody can
+    /// invent do not keep it waiting.
+    BrowserSession,
+    /// An open socket, whose session is checked again.
     Revalidation,
 }
 
@@ -179,14 +182,14 @@ impl RemoteChecker {
         self.inner.cached(digest)
     }
 
-    /// Asks the provider, without using the cache. An admission ends within `remote.timeout`, including the time for a
+    /// Asks the provider, without using the cache. For a request it ends within `remote.timeout`, including the time for a
     /// permit.
     pub(super) async fn ask(&self, check: &RemoteCheck, priority: Priority) -> Outcome {
         let (asked, mut outcome) = self.join(check, priority);
         let answer = async { outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone()) };
         let answered = match priority {
             Priority::Revalidation => Some(answer.await),
-            Priority::Admission => bounded(self.inner.spec.timeout, answer).await,
+            Priority::Admission | Priority::BrowserSession => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
             self.inner.give_up(&check.digest, &asked, outcome);
@@ -336,7 +339,7 @@ impl CheckerInner {
     ) -> Result<SemaphorePermit<'_>, NoAnswer> {
         let permit = match priority {
             Priority::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
-            Priority::Revalidation => {
+            Priority::BrowserSession | Priority::Revalidation => {
                 let as_admission = async {
                     admission_waits.cancelled().await;
                     self.admissions.acquire().await
@@ -424,5 +427,33 @@ pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) 
         Ok(RemoteAnswer::Inactive(_)) => inspection.found.push("answers remote checks".to_owned()),
         Ok(RemoteAnswer::Active(_)) => inspection.problems.push("confirms a token that does not exist".to_owned()),
         Err(unanswered) => inspection.problems.push(format!("remote check: {unanswered}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn no_request_waits_longer_for_a_permit_than_for_an_answer() {
+        let yaml = "upstream: http://127.0.0.1:1\norigins: [\"https://a.example\"]\nproviders:\n  - { preset: clerk, issuer: \"https://clerk.example.com\", remote: { mode: also, secret_key: sk_test_x, timeout: 2s } }\n";
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let checker = RemoteChecker::new(&policy.providers[0], 1, &Arc::default()).expect("asks");
+        let taken = |permits: &Semaphore| permits.forget_permits(Semaphore::MAX_PERMITS);
+        assert!(taken(&checker.inner.admissions) > 0 && taken(&checker.inner.revalidations) > 0);
+        for (priority, longest) in [
+            (Priority::Admission, Duration::from_secs(2)),
+            (Priority::BrowserSession, Duration::from_secs(2)),
+            (Priority::Revalidation, REVALIDATION_WAIT),
+        ] {
+            let began = Instant::now();
+            let answer = checker.ask(&RemoteCheck::session("sess_1"), priority).await;
+            assert!(
+                answer.is_err() && began.elapsed() <= longest + Duration::from_millis(100),
+                "{priority:?}: {:?}",
+                began.elapsed()
+            );
+        }
     }
 }

@@ -215,7 +215,7 @@ impl Verifier {
             return Ok(());
         }
         let name = || identity.provider().name.clone();
-        match remote.ask(&RemoteCheck::session(session), Priority::Revalidation).await {
+        match remote.ask(&RemoteCheck::session(session), Priority::BrowserSession).await {
             Ok(RemoteAnswer::Active(_)) => {
                 self.confirmed_sessions.insert(id, Instant::now());
                 Ok(())
