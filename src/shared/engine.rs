@@ -1,6 +1,7 @@
 //! Connections to the engine: by plain TCP or TLS, to the master that Sentinels name, or to the node of a cluster that
 //! holds the proxy's keys (they share one hash tag, so that it is one node).
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ use crate::policy::{EngineAddress, SharedSpec};
 
 /// The timeout for a connection, including TLS, Sentinels and the search for a cluster's node.
 const CONNECT: Duration = Duration::from_secs(5);
+/// The maximum number of parts into which [`CONNECT`] is divided where there are several addresses: one for each of them,
+/// and one for the engine that they name.
+const MOST_SHARES: u32 = 5;
 /// The maximum number of characters of an engine's error that are shown.
 const SHOWN: usize = 200;
 
@@ -122,10 +126,26 @@ impl Engine {
         timeout(CONNECT, connecting).await.map_err(|_| EngineError::ConnectTimeout(CONNECT))?
     }
 
+    /// Gives an attempt at one of several addresses its share of [`CONNECT`]: a host that is down does not answer at all,
+    /// and must not take the time of those behind it.
+    async fn in_share<T>(
+        &self,
+        address: &EngineAddress,
+        attempt: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        if self.spec.addresses.len() < 2 {
+            return attempt.await;
+        }
+        let share = CONNECT / u32::try_from(self.spec.addresses.len() + 1).unwrap_or(u32::MAX).min(MOST_SHARES);
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}", Time(share)));
+        let late = |_| EngineError::Connect { address: address.to_string(), source: late() };
+        timeout(share, attempt).await.map_err(late)?
+    }
+
     async fn by_sentinel(&self, master: &str, limit: Duration) -> Result<EngineConnection, EngineError> {
         let mut last = None;
         for address in &self.spec.addresses {
-            match self.master_of(address, master).await {
+            match self.in_share(address, self.master_of(address, master)).await {
                 Ok(found) => {
                     let mut connection = self.open(&found, limit, true).await?;
                     let role: Vec<Value> = connection.ask(&cmd("ROLE")).await?;
@@ -164,9 +184,9 @@ impl Engine {
     async fn in_cluster(&self, limit: Duration) -> Result<EngineConnection, EngineError> {
         let mut last = None;
         for address in &self.spec.addresses {
-            match self.node_from(address).await {
+            match self.in_share(address, self.node_from(address)).await {
                 Ok(found) if found == *address => return self.open(&found, limit, true).await,
-                Ok(found) => match self.open(&found, limit, true).await {
+                Ok(found) => match self.in_share(&found, self.open(&found, limit, true)).await {
                     Ok(connection) => return Ok(connection),
                     // The node that was asked may not have noticed yet that this one is gone.
                     Err(error) => last = Some(error),
@@ -279,5 +299,62 @@ pub(super) fn text(value: &Value) -> Option<String> {
         Value::SimpleString(text) => Some(text.clone()),
         Value::Int(number) => Some(number.to_string()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Binds an address that does not answer: the queue of its listener is full, so that the system drops what comes.
+    fn silent() -> (socket2::Socket, Vec<std::net::TcpStream>, SocketAddr) {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("made");
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bound");
+        listener.listen(0).expect("listens");
+        let address = listener.local_addr().expect("address").as_socket().expect("of IPv4");
+        let mut queued = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            queued.push(stream);
+        }
+        (listener, queued, address)
+    }
+
+    /// Answers as a Sentinel that names itself as the master, and as that master.
+    async fn serve(listener: TcpListener) {
+        let port = listener.local_addr().expect("address").port().to_string();
+        let master = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let master = master.clone();
+            tokio::spawn(async move {
+                let mut read = [0; 1_024];
+                while let Ok(length @ 1..) = stream.read(&mut read).await {
+                    let asked = String::from_utf8_lossy(&read[..length]);
+                    let answer = if asked.contains("SENTINEL") { &master } else { "*1\r\n$6\r\nmaster\r\n" };
+                    stream.write_all(answer.as_bytes()).await.expect("taken");
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_leaves_time_for_those_behind_it() {
+        let (_listener, _queued, silent) = silent();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let answering = listener.local_addr().expect("address");
+        let _serving = AbortOnDropHandle::new(tokio::spawn(serve(listener)));
+        let yaml = format!(
+            "upstream: http://127.0.0.1:1\nroutes: [{{ path: /**, auth: none }}]\n\
+             browser: {{ session: {{ secret: {:?} }} }}\n\
+             shared: {{ url: [\"redis://{silent}\", \"redis://{answering}\"], sentinel: mymaster }}\n",
+            "0123456789abcdef".repeat(4)
+        );
+        let config = crate::config::load_yaml(&yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let engine = Engine::new(policy.shared.as_ref().expect("shared")).expect("made");
+        engine.connect(Duration::from_secs(1)).await.map(|_| ()).expect("connected");
     }
 }
