@@ -51,19 +51,17 @@ impl Inner {
 
     async fn write_seen(&self, connection: &mut EngineConnection) -> Result<(), EngineError> {
         let seen = self.presences.take_seen();
-        for chunk in seen.chunks(CHUNK) {
+        for chunk in seen.users.chunks(CHUNK) {
             let mut write = cmd("ZADD");
             write.arg(self.key("seen")).arg("GT");
             for (user, at) in chunk {
                 write.arg(*at).arg(&user.0[..]);
             }
-            if let Err(error) = connection.ask::<Value>(&write).await {
-                self.presences.put_back(&seen);
-                return Err(error);
-            }
+            let _: Value = connection.ask(&write).await?;
         }
-        let longest = self.presences.longest();
-        if !seen.is_empty() && longest > 0 {
+        let (longest, has_written) = (self.presences.longest(), !seen.users.is_empty());
+        seen.written();
+        if has_written && longest > 0 {
             let mut removal = cmd("ZREMRANGEBYSCORE");
             let oldest = unix_seconds().saturating_sub(longest.saturating_mul(2));
             removal.arg(self.key("seen")).arg("-inf").arg(oldest);

@@ -58,6 +58,25 @@ struct Inside {
     longest: u64,
 }
 
+/// Users who were seen here and are being written. They are written later if that fails, or ends with the connection.
+pub(super) struct TakenUsers<'a> {
+    presences: &'a Presences,
+    pub(super) users: Vec<(Digest, u64)>,
+}
+
+impl TakenUsers<'_> {
+    /// Ends the write: other instances can read them.
+    pub(super) fn written(mut self) {
+        self.users.clear();
+    }
+}
+
+impl Drop for TakenUsers<'_> {
+    fn drop(&mut self) {
+        self.presences.put_back(&self.users);
+    }
+}
+
 /// The users to publish and to ask about.
 #[derive(Debug, Default)]
 pub struct Presences {
@@ -122,11 +141,13 @@ impl Presences {
         self.lock().longest
     }
 
-    pub(super) fn take_seen(&self) -> Vec<(Digest, u64)> {
-        self.lock().seen.drain().collect()
+    /// Takes the users who were seen here since the last write. They are put back unless
+    /// [`TakenUsers::written`] is called.
+    pub(super) fn take_seen(&self) -> TakenUsers<'_> {
+        TakenUsers { presences: self, users: self.lock().seen.drain().collect() }
     }
 
-    pub(super) fn put_back(&self, seen: &[(Digest, u64)]) {
+    fn put_back(&self, seen: &[(Digest, u64)]) {
         let mut inside = self.lock();
         for (user, at) in seen {
             let known = inside.seen.entry(*user).or_default();
@@ -200,9 +221,16 @@ mod tests {
         }
         presences.seen(Digest([2; 16]), 2, 1);
         let seen = presences.take_seen();
-        assert_eq!(seen, [(USER, 2)], "one is published at once, the other later");
+        assert_eq!(seen.users, [(USER, 2)], "one is published at once, the other later");
+        // The connection ends.
+        drop(seen);
+        let seen = presences.take_seen();
+        assert_eq!(seen.users, [(USER, 2)]);
         presences.seen(USER, 9, 1);
-        presences.put_back(&seen);
-        assert_eq!(presences.take_seen(), [(USER, 9)]);
+        drop(seen);
+        let seen = presences.take_seen();
+        assert_eq!(seen.users, [(USER, 9)]);
+        seen.written();
+        assert_eq!(presences.take_seen().users, []);
     }
 }
