@@ -124,19 +124,22 @@ const MINUTE: u64 = 60;
 
 /// The digests of the entries, updated at each change, by the minute in which the entries end. Each instance removes
 /// ended entries at another time, so these must not count.
+///
+/// Two threads may note their changes in another order than they made them, so an entry may be removed before it is
+/// added. The counts wrap around meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Tally(BTreeMap<u64, CopyDigest>);
 
 impl Tally {
     pub(super) fn add(&mut self, entry: &SharedEntry) {
         let minute = self.0.entry(entry.until / MINUTE).or_default();
-        minute.count += 1;
+        minute.count = minute.count.wrapping_add(1);
         minute.toggle(entry);
     }
 
     pub(super) fn remove(&mut self, entry: &SharedEntry) {
         let minute = self.0.entry(entry.until / MINUTE).or_default();
-        minute.count = minute.count.saturating_sub(1);
+        minute.count = minute.count.wrapping_sub(1);
         minute.toggle(entry);
     }
 
@@ -148,7 +151,7 @@ impl Tally {
     /// Returns the digest of the entries that end after this minute, counted from the epoch.
     pub(super) fn digest(&self, minute: u64) -> CopyDigest {
         self.0.range(minute.saturating_add(1)..).fold(CopyDigest::default(), |all, (_, of_minute)| CopyDigest {
-            count: all.count + of_minute.count,
+            count: all.count.wrapping_add(of_minute.count),
             sum: all.sum ^ of_minute.sum,
         })
     }
@@ -193,5 +196,19 @@ mod tests {
             other.remove(&entry(1, 5, 11 * MINUTE));
             other.digest(10)
         });
+    }
+
+    #[test]
+    fn a_digest_is_the_same_where_an_entry_is_noted_as_replaced_before_it_is_noted_as_added() {
+        let (former, later) = (entry(1, 5, 10 * MINUTE), entry(1, 6, 11 * MINUTE));
+        let (mut in_order, mut swapped) = (Tally::default(), Tally::default());
+        in_order.add(&former);
+        in_order.remove(&former);
+        in_order.add(&later);
+        swapped.remove(&former);
+        swapped.add(&later);
+        swapped.add(&former);
+        assert_eq!(swapped.digest(5), in_order.digest(5));
+        assert_eq!(swapped.digest(5).count, 1);
     }
 }
