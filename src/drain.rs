@@ -27,6 +27,8 @@ struct DrainState {
     closing: CancellationToken,
     /// The durations of the drain, once closing has begun.
     times: OnceLock<DrainTimes>,
+    /// The listeners that accept connections. Each has a last few to pass on when closing begins.
+    listeners: TaskTracker,
     tasks: TaskTracker,
 }
 
@@ -79,6 +81,12 @@ impl Drain {
         self.state.tasks.token()
     }
 
+    /// Counts a listener, until the returned token is dropped: the drain waits for the connections that it passes on last,
+    /// also where no other work is left.
+    pub fn track_listener(&self) -> TaskTrackerToken {
+        self.state.listeners.token()
+    }
+
     /// Returns the number of tracked tasks that have not ended.
     #[must_use]
     pub fn tracked_count(&self) -> usize {
@@ -100,8 +108,13 @@ impl Drain {
         // `set` fails on a second call only, and there is one drain in a process.
         let _ = self.state.times.set(times);
         self.state.closing.cancel();
+        self.state.listeners.close();
         self.state.tasks.close();
-        tokio::time::timeout(times.timeout, self.state.tasks.wait()).await.is_ok()
+        let all_ended = async {
+            self.state.listeners.wait().await;
+            self.state.tasks.wait().await;
+        };
+        tokio::time::timeout(times.timeout, all_ended).await.is_ok()
     }
 }
 

@@ -160,7 +160,11 @@ impl Listeners {
                 linger_limit: LingerLimit::default(),
                 open_connections: state.metrics.connections(&name),
             };
-            tokio::spawn(acceptor.accept(socket));
+            let listening = state.drain.track_listener();
+            tokio::spawn(async move {
+                acceptor.accept(socket).await;
+                drop(listening);
+            });
         }
         Ok(())
     }
@@ -430,7 +434,40 @@ async fn prepare_socket(
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
+    use crate::auth::Revocations;
+    use crate::drain::DrainTimes;
+
+    /// Checks a process without any other work, whose drain would be over before the listener's task runs.
+    #[tokio::test]
+    async fn a_connection_in_the_systems_queue_is_served_when_an_idle_process_drains() {
+        let yaml = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nroutes: [{ path: /**, auth: none }]\n";
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let listeners = Listeners::bind(&policy).expect("bound");
+        let address = listeners.addresses()[0].trim_start_matches("http://").to_owned();
+        let state = Arc::new(ProxyState::start(policy, Revocations::default()).expect("starts"));
+        listeners.serve(&state, &Workers::default()).expect("serves");
+        let delay = Duration::from_millis(1);
+        let drain = state.drain.run(DrainTimes { delay, ..DrainTimes::immediate(Duration::from_secs(30)) });
+        tokio::pin!(drain);
+        tokio::select! {
+            biased;
+            _ = &mut drain => panic!("the delay has not begun"),
+            () = std::future::ready(()) => {}
+        }
+        // Nothing is awaited until the delay is over, so that the listener's task hears of the connection after that.
+        let mut client = std::net::TcpStream::connect(address).expect("connected");
+        client.write_all(b"GET /.vestibule/healthz HTTP/1.0\r\n\r\n").expect("sent");
+        std::thread::sleep(2 * delay);
+        assert!(drain.await, "everything has ended");
+        client.set_nonblocking(true).expect("set");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).expect("answered before the drain was over");
+        assert_eq!(&answer[8..], b" 200");
+    }
 
     #[tokio::test]
     async fn an_accepted_connection_has_the_options_of_every_connection() {
