@@ -18,7 +18,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
 thread_local! {
@@ -63,12 +63,21 @@ impl WorkerThreads {
     }
 
     fn start_some(count: usize, unfinished_wait: Duration) -> io::Result<Self> {
-        let (runs, running) = mpsc::channel();
-        let mut runtimes = Vec::with_capacity(count);
+        Self::start_with(count, unfinished_wait, || Builder::new_current_thread().enable_all().build())
+    }
+
+    fn start_with(
+        count: usize,
+        unfinished_wait: Duration,
+        mut runtime: impl FnMut() -> io::Result<Runtime>,
+    ) -> io::Result<Self> {
+        let (sender, running) = mpsc::channel();
         // If one cannot be started, those before it are stopped when this is dropped.
         let mut this = Self { stopping: CancellationToken::new(), runtimes: Arc::default(), running, unfinished_wait };
+        // Declared later, and so dropped earlier: the drop of `this` waits until there is no sender.
+        let (runs, mut runtimes) = (sender, Vec::with_capacity(count));
         for number in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = runtime()?;
             runtimes.push(runtime.handle().clone());
             let (stopping, runs) = (this.stopping.clone(), Sender::clone(&runs));
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
@@ -216,6 +225,17 @@ mod tests {
         workers.spawn(async { panic!("meant to be seen in the output of this test") });
         workers.spawn(async move { report.send(()).expect("heard") });
         assert_eq!(reports.recv_timeout(SAFETY_NET), Ok(()));
+    }
+
+    #[test]
+    fn where_one_thread_cannot_be_started_nobody_waits_for_those_before_it() {
+        let (began, mut runtimes) = (std::time::Instant::now(), 0);
+        let started = WorkerThreads::start_with(2, 2 * SAFETY_NET, || {
+            runtimes += 1;
+            if runtimes > 1 { Err(io::ErrorKind::Other.into()) } else { Builder::new_current_thread().build() }
+        });
+        assert!(started.is_err());
+        assert!(began.elapsed() < SAFETY_NET);
     }
 
     #[tokio::test]
