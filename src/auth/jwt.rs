@@ -28,6 +28,18 @@ pub(super) struct Parsed<'a> {
     pub(super) signature: &'a str,
 }
 
+/// The values of `typ` that a token may have, in lower case, and what is wrong with one that has another.
+struct TokenTypes {
+    accepted: &'static [&'static str],
+    problem: &'static str,
+}
+
+const ACCESS_OR_ID_TOKEN: TokenTypes =
+    TokenTypes { accepted: &["jwt", "at+jwt"], problem: "typ is neither JWT nor at+jwt" };
+const LOGOUT_TOKEN: TokenTypes =
+    TokenTypes { accepted: &["jwt", "logout+jwt"], problem: "typ is neither JWT nor logout+jwt" };
+const BALANCER_TOKEN: TokenTypes = TokenTypes { accepted: &["jwt"], problem: "typ is not JWT" };
+
 /// Returns whether a token is opaque, that is, does not have the form of a JWT. Then only its provider can verify it.
 pub(super) fn is_opaque(token: &str) -> bool {
     let mut parts = token.split('.');
@@ -52,12 +64,12 @@ pub(super) fn claimed_issuer(token: &str) -> Option<String> {
 /// # Errors
 /// [`Rejection::Malformed`], [`Rejection::Algorithm`] or [`Rejection::WrongKind`].
 pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
-    parse_typed(token, &["jwt", "at+jwt"])
+    parse_typed(token, &ACCESS_OR_ID_TOKEN)
 }
 
 /// Splits and reads a logout token of `OpenID Connect`.
 pub(super) fn parse_logout(token: &str) -> Result<Parsed<'_>, Rejection> {
-    parse_typed(token, &["jwt", "logout+jwt"])
+    parse_typed(token, &LOGOUT_TOKEN)
 }
 
 /// Accepts parts with padding, as load balancers of AWS write them.
@@ -77,21 +89,21 @@ pub(super) fn is_of_balancer(token: &str) -> bool {
 /// # Errors
 /// As [`parse`], and when the header lacks what a load balancer writes.
 pub(super) fn parse_of_balancer(token: &str) -> Result<Parsed<'_>, Rejection> {
-    let (mut parsed, header) = parse_with(token, &["jwt"], &PADDED)?;
+    let (mut parsed, header) = parse_with(token, &BALANCER_TOKEN, &PADDED)?;
     balancer::add_header_claims(&header, &mut parsed.claims)?;
     // The signature is of the text with its padding, and is itself decoded without.
     parsed.signature = parsed.signature.trim_end_matches('=');
     Ok(parsed)
 }
 
-fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejection> {
+fn parse_typed<'a>(token: &'a str, types: &TokenTypes) -> Result<Parsed<'a>, Rejection> {
     parse_with(token, types, &URL_SAFE_NO_PAD).map(|(parsed, _)| parsed)
 }
 
 /// Returns the parts, and the whole header.
 fn parse_with<'a>(
     token: &'a str,
-    types: &[&str],
+    types: &TokenTypes,
     encoding: &GeneralPurpose,
 ) -> Result<(Parsed<'a>, Map<String, Value>), Rejection> {
     let malformed = Rejection::Malformed;
@@ -138,7 +150,7 @@ fn parse_with<'a>(
     Ok((Parsed { algorithm, key_id, kind, claims, signed, signature }, header))
 }
 
-fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, Rejection> {
+fn algorithm(header: &Map<String, Value>, types: &TokenTypes) -> Result<Algorithm, Rejection> {
     // RFC 7515 section 4.1.11: a token with an extension that is not supported must be rejected. No extension is
     // supported, and `b64: false` (RFC 7797) would change the signing input.
     if header.contains_key("crit") || header.contains_key("b64") {
@@ -147,10 +159,10 @@ fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, R
     if let Some(kind) = header.get("typ") {
         let known = kind.as_str().is_some_and(|kind| {
             let kind = kind.to_ascii_lowercase();
-            types.contains(&kind.strip_prefix("application/").unwrap_or(&kind))
+            types.accepted.contains(&kind.strip_prefix("application/").unwrap_or(&kind))
         });
         if !known {
-            return Err(Rejection::WrongKind("typ is neither JWT nor at+jwt"));
+            return Err(Rejection::WrongKind(types.problem));
         }
     }
     let Some(name) = header.get("alg").and_then(Value::as_str) else {
@@ -198,6 +210,19 @@ mod tests {
             (r"[]", Err("malformed")),
         ] {
             assert_eq!(outcome(header, "{}"), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn the_reason_names_the_types_that_this_kind_of_token_may_have() {
+        let token = format!("{}.e30.c2ln", encode(r#"{"alg":"RS256","typ":"other"}"#));
+        let reason = |parsed: Result<Parsed<'_>, Rejection>| parsed.map(|_| ()).map_err(|reason| reason.to_string());
+        for (parsed, expected) in [
+            (reason(parse(&token)), "typ is neither JWT nor at+jwt"),
+            (reason(parse_logout(&token)), "typ is neither JWT nor logout+jwt"),
+            (reason(parse_of_balancer(&token)), "typ is not JWT"),
+        ] {
+            assert!(parsed.as_ref().is_err_and(|reason| reason.contains(expected)), "{parsed:?}");
         }
     }
 
