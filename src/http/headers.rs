@@ -170,19 +170,12 @@ fn text(value: &Value, encode: Option<Encode>) -> Result<Cow<'_, str>, &'static 
                     Value::Array(_) | Value::Object(_) | Value::Null => {
                         Err("is an array of other than text, numbers and booleans")
                     }
-                    member => text_of_member(member, encode),
+                    member => text(member, encode),
                 })
                 .collect::<Result<_, _>>()?;
             Ok(Cow::Owned(texts.join(",")))
         }
         Value::Object(_) | Value::Null => Err("is an object"),
-    }
-}
-
-fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<Cow<'_, str>, &'static str> {
-    match member {
-        Value::Array(_) => Err("is an array of arrays"),
-        member => text(member, encode),
     }
 }
 
