@@ -65,7 +65,14 @@ fn local_address(address: IpAddr) -> IpAddr {
 
 impl Endpoint {
     /// Opens a connection, with TLS where the listener uses it.
-    pub(super) async fn connect(&self) -> io::Result<Socket> {
+    ///
+    /// # Errors
+    /// Returns any error of the connection, and `TimedOut` when it is not open within `limit`.
+    pub(super) async fn connect(&self, limit: Duration) -> io::Result<Socket> {
+        timeout(limit, self.open()).await.map_err(|_| timed_out(limit))?
+    }
+
+    async fn open(&self) -> io::Result<Socket> {
         Ok(match self {
             Self::Unix(path) => Socket::Unix(Box::new(UnixStream::connect(path).await?)),
             Self::Http(address) => Socket::Tcp(TcpStream::connect(address).await?),
@@ -98,9 +105,13 @@ impl Endpoint {
     }
 
     async fn receive(&self, request: &[u8], limit: Duration, answer: &mut Vec<u8>) -> io::Result<()> {
-        let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()));
-        timeout(limit, async { exchange(self.connect().await?, request, answer).await }).await.map_err(timed_out)?
+        let exchanged = async { exchange(self.open().await?, request, answer).await };
+        timeout(limit, exchanged).await.map_err(|_| timed_out(limit))?
     }
+}
+
+fn timed_out(limit: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()))
 }
 
 async fn exchange(mut socket: Socket, request: &[u8], answer: &mut Vec<u8>) -> io::Result<()> {
@@ -177,6 +188,15 @@ impl ServerCertVerifier for AcceptAnyCertificate {
 mod tests {
     use super::*;
     use crate::{config, policy};
+
+    #[tokio::test]
+    async fn a_listener_that_accepts_and_says_nothing_is_waited_for_no_longer_than_the_limit() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let endpoint = Endpoint::Https(listener.local_addr().expect("address"));
+        let connecting = endpoint.connect(Duration::from_millis(10));
+        let connected = timeout(Duration::from_secs(30), connecting).await.expect("ended by itself");
+        assert_eq!(connected.map(|_| ()).map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+    }
 
     #[test]
     fn a_listener_is_reached_by_loopback_unless_it_has_an_address() {

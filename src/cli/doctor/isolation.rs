@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::paths::{UpstreamPath, UpstreamPaths};
-use super::probe::{Answer, Request};
+use super::probe::{Answer, Request, TIME_LIMIT};
 use super::proxy::spoofed_value;
 use super::{Line, Outcome, Target};
 use crate::policy::{HostHeader, UpstreamIsolation, UpstreamSpec, isolation_of};
@@ -60,7 +60,7 @@ async fn direct_access(target: &Target<'_>, upstream: &UpstreamSpec, paths: &Ups
     let mut guarded = None;
     let mut undecided = Vec::new();
     for endpoint in &paths.endpoints {
-        if let Err(error) = endpoint.connect().await {
+        if let Err(error) = endpoint.connect(TIME_LIMIT).await {
             reason = format!("{endpoint}: {error}");
             continue;
         }

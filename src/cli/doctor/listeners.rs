@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::probe::Request;
+use super::probe::{Request, TIME_LIMIT};
 use super::{Endpoint, Line, Outcome, Target};
 use crate::policy::{ControlAddress, ListenPlace, UpstreamAddress, UpstreamSpec};
 
@@ -43,7 +43,7 @@ async fn backend(upstream: &UpstreamSpec) -> Outcome {
     let Some(outer) = outer_address() else { return Outcome::Skipped("this machine has no other address".to_owned()) };
     let address = SocketAddr::new(outer, *port);
     let endpoint = if tls.is_some() { Endpoint::Https(address) } else { Endpoint::Http(address) };
-    match endpoint.connect().await {
+    match endpoint.connect(TIME_LIMIT).await {
         Ok(_) => Outcome::Failed(format!(
             "{endpoint} can be reached without Vestibule; let the backend listen on 127.0.0.1 only, and publish no port"
         )),
@@ -56,7 +56,7 @@ async fn admin(target: &Target<'_>) -> Outcome {
     let Ok(endpoint) = Endpoint::of_listener(ListenPlace::Tcp(vec![admin.address]), false) else {
         return Outcome::Skipped("admin.listen has port 0".to_owned());
     };
-    if endpoint.connect().await.is_err() {
+    if endpoint.connect(TIME_LIMIT).await.is_err() {
         return Outcome::Passed(format!("nothing listens at {}", admin.address));
     }
     // A page that points its name at this listener (DNS rebinding) must not read it.

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use super::paths::{UpstreamPath, UpstreamPaths};
-use super::probe::Request;
+use super::probe::{Request, TIME_LIMIT};
 use super::{Endpoint, Line, Outcome, Target};
 use crate::policy::UpstreamSpec;
 
@@ -83,7 +83,7 @@ fn spellings(secret: &str) -> [String; 3] {
 /// answers with another length at each request.
 async fn grows_with(upstream: &UpstreamSpec, paths: &UpstreamPaths, path: &str, header: &str) -> Option<bool> {
     for endpoint in &paths.endpoints {
-        if endpoint.connect().await.is_err() {
+        if endpoint.connect(TIME_LIMIT).await.is_err() {
             continue;
         }
         let before = page_length(upstream, endpoint, path, header, SHORT).await?;

@@ -163,7 +163,7 @@ pub(super) async fn upgrade(
     message: Option<&str>,
 ) -> Result<Upgrade, String> {
     let attempt = async {
-        let mut socket = endpoint.connect().await?;
+        let mut socket = endpoint.connect(TIME_LIMIT).await?;
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {DOCTOR_USER_AGENT}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dmVzdGlidWxlLWRvY3Rvcg==\r\n\r\n"
         );
