@@ -246,7 +246,7 @@ pub async fn discard_until_closed(
 /// Returns an error when the path cannot be bound, or another process listens there.
 pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if is_listening(path)? {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
         }
         std::fs::remove_file(path)?;
@@ -262,6 +262,17 @@ pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixLi
     Ok((UnixListener::from_std(listener)?, file))
 }
 
+/// Returns whether a process listens at a Unix socket. It does also where its queue is full: to wait for room there would
+/// have no end if that process is stopped.
+fn is_listening(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    })
+}
+
 /// Makes a plain-text response that is not cached.
 #[must_use]
 pub fn text_response(status: StatusCode, text: impl Into<Bytes>) -> FullResponse {
@@ -275,6 +286,32 @@ pub fn text_response(status: StatusCode, text: impl Into<Bytes>) -> FullResponse
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_whose_queue_is_full_is_in_use_and_not_waited_for() {
+        let path = std::env::temp_dir().join(format!("vestibule-full-queue-{}", std::process::id()));
+        let address = SockAddr::unix(&path).expect("an address");
+        let new = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("made");
+            socket.set_nonblocking(true).expect("set");
+            socket
+        };
+        let listener = new();
+        listener.bind(&address).expect("bound");
+        listener.listen(0).expect("listens");
+        let mut queued = Vec::new();
+        while let Some(socket) = Some(new()).filter(|socket| socket.connect(&address).is_ok()) {
+            queued.push(socket);
+        }
+        let (send, bound) = std::sync::mpsc::channel();
+        let asked = path.clone();
+        std::thread::spawn(move || {
+            send.send(unix_listener(&asked, 0o600, 1).map(|_| ()).map_err(|error| error.kind()))
+        });
+        let bound = bound.recv_timeout(std::time::Duration::from_secs(30));
+        let _ = std::fs::remove_file(&path);
+        assert_eq!(bound, Ok(Err(io::ErrorKind::AddrInUse)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_accepted_is_retried_after_a_pause() {
