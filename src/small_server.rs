@@ -246,7 +246,7 @@ pub async fn discard_until_closed(
 /// Returns an error when the path cannot be bound, or another process listens there.
 pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        if is_listening(path)? {
+        if is_in_use(path)? {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
         }
         std::fs::remove_file(path)?;
@@ -264,13 +264,20 @@ pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixLi
 
 /// Returns whether a process listens at a Unix socket. It does also where its queue is full: to wait for room there would
 /// have no end if that process is stopped.
-fn is_listening(path: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// Returns the error of a socket of which that is not known, such as one of another kind, or of another user.
+fn is_in_use(path: &Path) -> io::Result<bool> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    Ok(match socket.connect(&SockAddr::unix(path)?) {
-        Ok(()) => true,
-        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-    })
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock => Ok(true),
+            io::ErrorKind::ConnectionRefused => Ok(false),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Makes a plain-text response that is not cached.
@@ -311,6 +318,17 @@ mod tests {
         let bound = bound.recv_timeout(std::time::Duration::from_secs(30));
         let _ = std::fs::remove_file(&path);
         assert_eq!(bound, Ok(Err(io::ErrorKind::AddrInUse)));
+    }
+
+    #[test]
+    fn a_socket_of_another_kind_is_not_removed() {
+        let path = std::env::temp_dir().join(format!("vestibule-datagrams-{}", std::process::id()));
+        let other = Socket::new(Domain::UNIX, Type::DGRAM, None).expect("made");
+        other.bind(&SockAddr::unix(&path).expect("an address")).expect("bound");
+        let bound = unix_listener(&path, 0o600, 1);
+        let is_there = path.exists();
+        let _ = std::fs::remove_file(&path);
+        assert!(bound.is_err() && is_there, "{bound:?}");
     }
 
     #[tokio::test(start_paused = true)]

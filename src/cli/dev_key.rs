@@ -1,7 +1,7 @@
 //! The key that signs development tokens (`vestibule token mint`), and the provider that accepts them
 //! (`vestibule run --insecure-dev`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
@@ -48,8 +48,6 @@ impl DevKey {
 
     /// Reads the key, or makes it at its first use.
     pub(super) fn load_or_create() -> Result<Self, DevKeyError> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
         let path = Self::path()?;
         let io = |source| DevKeyError::Io { path: path.clone(), source };
         if let Some(folder) = path.parent() {
@@ -57,11 +55,8 @@ impl DevKey {
         }
         let fresh = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
             .map_err(|_| DevKeyError::Generation)?;
-        // Exclusive creation: of two first uses at once, one creates the key and the other reads it.
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(mut file) => file.write_all(STANDARD.encode(fresh.as_ref()).as_bytes()).map_err(io)?,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(io(error)),
+        if !path.exists() {
+            create(&path, STANDARD.encode(fresh.as_ref()).as_bytes()).map_err(io)?;
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;
         let pkcs8 = STANDARD.decode(text.trim()).map_err(|_| DevKeyError::NotAKey { path: path.clone() })?;
@@ -70,10 +65,40 @@ impl DevKey {
         // A process that runs with this key watches the file: a write that changes nothing would make it reload, and
         // each reload comes here.
         if !std::fs::read_to_string(&public_pem).is_ok_and(|kept| kept == pem) {
-            std::fs::write(&public_pem, pem).map_err(|source| DevKeyError::Io { path: public_pem.clone(), source })?;
+            replace(&public_pem, pem.as_bytes())
+                .map_err(|source| DevKeyError::Io { path: public_pem.clone(), source })?;
         }
         Ok(Self { pkcs8, public_pem })
     }
+}
+
+/// Creates a file, unless there is one. It is whole as soon as it has its name, so that of two first uses at once both read
+/// the key of one.
+fn create(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let beside = write_beside(path, content)?;
+    let named = std::fs::hard_link(&beside, path);
+    std::fs::remove_file(&beside)?;
+    match named {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Puts a file in the place of another one. Who reads meanwhile reads the one or the other.
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    std::fs::rename(write_beside(path, content)?, path)
+}
+
+/// Writes a file of this process beside another one, which only its owner may read, and returns its path.
+fn write_beside(path: &Path, content: &[u8]) -> std::io::Result<PathBuf> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let beside = PathBuf::from(name);
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(content)?;
+    Ok(beside)
 }
 
 fn public_pem_of(pkcs8: &[u8]) -> Option<String> {

@@ -124,6 +124,11 @@ impl ClientBody {
         Self { end: BodyEnd::new(STREAMING), streamed: Some(Box::new(streamed)) }
     }
 
+    /// Returns `limits.body_idle_timeout`; `None` for an empty body.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.streamed.as_ref().map(|body| body.idle_timeout)
+    }
+
     /// Makes an empty body.
     pub(super) fn empty() -> Self {
         Self { end: BodyEnd::new(ENDED), streamed: None }

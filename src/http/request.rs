@@ -7,6 +7,7 @@ use hyper::Method;
 use hyper::header::{ACCEPT, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
+use tokio::time::timeout;
 
 use super::{Admitted, ChallengeSource, ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
@@ -81,11 +82,17 @@ impl OwnRequest {
         (token::own_cookie_value(&self.admitted.message.parts.headers, &name), name)
     }
 
-    /// Reads the whole body, of at most `limit` bytes.
+    /// Reads the whole body, of at most `limit` bytes, within `limits.body_idle_timeout`: it is small, and who sends it need
+    /// not be a user.
     ///
     /// # Errors
-    /// Returns 413 for a longer body, 408 for one that stalls, 400 for one that is aborted.
+    /// Returns 413 for a longer body, 408 for one that takes longer, 400 for one that is aborted.
     pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
+        let Some(longest) = self.admitted.message.body.idle_timeout() else { return Ok(Vec::new()) };
+        timeout(longest, self.collect_body(limit)).await.unwrap_or_else(|_| Err(Refusal::body_stalled()))
+    }
+
+    async fn collect_body(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
         let end = self.admitted.message.body.end();
         let mut bytes = Vec::new();
         while let Some(frame) = self.admitted.message.body.frame().await {

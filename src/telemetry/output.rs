@@ -114,11 +114,11 @@ impl Output {
         // An error here must not stop the proxy.
         let _ = out.write_all(&taken.bytes);
         if taken.dropped > 0 {
-            let _ = writeln!(
-                out,
-                "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped because they were not read fast enough\"}}",
-                taken.dropped
-            );
+            let message = format!("{} log lines were dropped because they were not read fast enough", taken.dropped);
+            let _ = match self.format {
+                Format::Pretty => writeln!(out, "warn  {message}"),
+                Format::Json | Format::Silent => writeln!(out, "{{\"level\":\"warn\",\"msg\":\"{message}\"}}"),
+            };
         }
         let _ = out.flush();
         taken.bytes.clear();

@@ -71,6 +71,31 @@ fn minted_tokens_are_accepted_by_insecure_dev_and_by_nothing_else() {
 }
 
 #[test]
+fn first_uses_at_once_have_one_development_key() {
+    let state = State::new("first");
+    let mint = |user: &str| {
+        let mut mint = command();
+        mint.args(["token", "mint", "--user", user]).env("XDG_STATE_HOME", &state.0);
+        mint.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
+    };
+    let minting: Vec<_> = (0..8).map(|number| mint(&format!("user-{number}"))).collect();
+    let file = TempFile::new(
+        "upstream: http://127.0.0.1:1\nproviders: [{ issuer: https://i.example.invalid, audience: api }]\n",
+    );
+    for child in minting {
+        let minted = child.wait_with_output().expect("ends");
+        assert!(minted.status.success(), "{minted:?}");
+        let arguments = ["token", "inspect", "--insecure-dev", "--config", file.path()];
+        let inspected = run(&state, &arguments, stdout(&minted).trim());
+        assert!(inspected.status.success(), "{}", stdout(&inspected));
+    }
+    let folder = std::fs::read_dir(state.0.join("vestibule")).expect("a folder");
+    let mut files: Vec<_> = folder.map(|file| file.expect("a file").file_name()).collect();
+    files.sort_unstable();
+    assert_eq!(files, ["dev-key", "dev-key.pub.pem"], "nothing else is left");
+}
+
+#[test]
 fn the_file_of_the_development_key_is_written_once_so_that_no_process_reloads_for_it() {
     let state = State::new("written-once");
     let mint = || assert!(run(&state, &["token", "mint", "--user", "alice"], "").status.success());

@@ -195,7 +195,8 @@ fn remove_covered_sign_outs(records: &mut Vec<Record>) {
     });
 }
 
-/// Writes a new file and renames it over the old one, so that a crash leaves one of the two complete.
+/// Writes a new file and renames it over the old one, so that a crash leaves one of the two complete, and the new one once
+/// this has returned.
 fn rewrite(path: &Path, records: &[Record]) -> Result<File, RevocationFileError> {
     let failed = |source| failed(path, source);
     let mut beside = path.as_os_str().to_owned();
@@ -208,6 +209,13 @@ fn rewrite(path: &Path, records: &[Record]) -> Result<File, RevocationFileError>
     }
     file.sync_all().map_err(failed)?;
     std::fs::rename(&beside, path).map_err(failed)?;
+    // Lines that are written and synced after this must not be lost with the new name of their file.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Some file systems cannot sync a folder.
+        Err(error) if error.kind() != io::ErrorKind::InvalidInput => return Err(failed(error)),
+        _ => {}
+    }
     OpenOptions::new().append(true).open(path).map_err(failed)
 }
 

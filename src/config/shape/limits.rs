@@ -98,7 +98,8 @@ pub struct Limits {
     #[serde(deserialize_with = "optional_bytes")]
     #[schemars(with = "Option<Size>")]
     pub body_bytes: Option<usize>,
-    /// A request body of which nothing arrives for this time is refused with 408.
+    /// A request body of which nothing arrives for this time is refused with 408. A form that is sent to the proxy itself,
+    /// such as that of a sign-out, must be whole after it.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub body_idle_timeout: Duration,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use url::Url;
 
 use super::attacks::page;
@@ -437,4 +438,29 @@ async fn a_slow_revocation_endpoint_holds_the_sign_out_for_three_seconds() {
     assert_eq!(copy.clone().open("/x").await.status, 302);
     // A revocation that takes longer continues in the background.
     fixture.provider.answerer.open();
+}
+
+/// Checks that nobody holds a connection by a form of which a byte arrives now and then: the sender need not be a user.
+#[tokio::test]
+async fn a_form_that_trickles_in_is_refused_when_its_time_is_over() {
+    let fixture = Fixture::start("", "limits: { body_idle_timeout: 1s }\n").await;
+    let stream = tokio::net::TcpStream::connect(fixture.proxy.address).await.expect("connects");
+    let (mut read, mut write) = stream.into_split();
+    let head = format!(
+        "POST {BACKCHANNEL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 4000\r\n\r\n"
+    );
+    write.write_all(head.as_bytes()).await.expect("sent");
+    let trickle = async {
+        // Each byte comes long before the limit, counted from the one before it.
+        while write.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = vec![0; 12];
+    tokio::select! {
+        () = trickle => {}
+        read = within("an answer", read.read_exact(&mut answer)) => { read.expect("an answer"); }
+    }
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
 }
