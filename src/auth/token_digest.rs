@@ -35,16 +35,16 @@ static KEY: LazyLock<LessSafeKey> = LazyLock::new(|| {
 impl TokenDigest {
     /// Returns the digest of a token.
     pub(super) fn of(token: &Token) -> Self {
-        Self::of_parts(token.expose())
+        Self::of_text(token.expose())
     }
 
     /// Returns the digest of a provider session, given its id.
     pub(super) fn of_session(id: &str) -> Self {
         // The space keeps this from being the digest of a token, since tokens have none.
-        Self::of_parts(&format!("session {id}"))
+        Self::of_text(&format!("session {id}"))
     }
 
-    fn of_parts(text: &str) -> Self {
+    fn of_text(text: &str) -> Self {
         let nonce = Nonce::assume_unique_for_key([0; 12]);
         let tag = KEY.seal_in_place_separate_tag(nonce, Aad::from(text.as_bytes()), &mut []);
         // An equal value for all texts instead of a panic would give one user's identity to another.
