@@ -94,7 +94,7 @@ impl Token {
     }
 
     /// Returns whether two tokens of one connection have the same text, not in constant time, as in [`Self::repeated`].
-    pub(in crate::auth) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
     }
 

@@ -16,8 +16,9 @@ const BYTES: usize = 16;
 ///
 /// It must be impossible to find two texts with one digest, since the identity of the one would be given to the other. For
 /// two different texts of at most n blocks of 16 bytes, chosen without knowing the key or any tag, the probability of an
-/// equal tag is at most (n + 1)/2^128: less than 2^-111 for the longest token that a configuration can allow. Tags never leave the
-/// process, so the nonce may be the same each time: what a repeated nonce gives away, it gives to those who see tags.
+/// equal tag is at most (n + 1)/2^128: less than 2^-111 for the longest token that a configuration can allow. Tags never
+/// leave the process, so the nonce may be the same each time: what a repeated nonce gives away, it gives to those who see
+/// tags.
 ///
 /// SHA-256 takes 10 times as long on a processor without instructions for it (measured for 700 bytes: 3 µs), which is a
 /// seventh of what a request takes.

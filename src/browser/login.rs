@@ -17,7 +17,7 @@ use std::sync::Arc;
 use hyper::header::{CACHE_CONTROL, HeaderValue, LOCATION, SET_COOKIE};
 use hyper::{Method, Response, StatusCode};
 
-use super::pages::contact;
+use super::pages::{LOGOUT, contact};
 use super::set_cookie::cookie_line;
 use crate::auth::login::{Login, LoginCookie, Logins};
 use crate::auth::{Rejection, Verified, unix_millis};
@@ -27,7 +27,6 @@ use crate::telemetry::{AccessLine, Outcome};
 
 const LOGIN: &str = "/.vestibule/login";
 const CALLBACK: &str = "/.vestibule/callback";
-const LOGOUT: &str = "/.vestibule/logout";
 const BACKCHANNEL_LOGOUT: &str = "/.vestibule/backchannel-logout";
 const SIGNED_OUT: &str = "/.vestibule/signed-out";
 

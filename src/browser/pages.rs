@@ -28,14 +28,14 @@ pub struct Navigation {
 }
 
 /// The path to which the form of a sign-out is posted. No other form is the proxy's own.
-const SIGN_OUT_PATH: &str = "/.vestibule/logout";
+pub(super) const LOGOUT: &str = "/.vestibule/logout";
 
 impl Navigation {
     /// Returns the navigation of a GET or HEAD request, or of a sign-out by a form, with `Sec-Fetch-Mode: navigate` or,
     /// without such a field, an `Accept` that names HTML.
     #[must_use]
     pub fn of(method: &Method, target: &str, headers: &HeaderMap) -> Option<Self> {
-        let signs_out = *method == Method::POST && target.split('?').next() == Some(SIGN_OUT_PATH);
+        let signs_out = *method == Method::POST && target.split('?').next() == Some(LOGOUT);
         if !signs_out && !matches!(*method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -186,10 +186,10 @@ mod tests {
         // The form of a sign-out is a page for a person too, and no other request that changes something.
         let headers = |mode| HeaderMap::from_iter([(SEC_FETCH_MODE, HeaderValue::from_static(mode))]);
         for (method, target, mode, expected) in [
-            (Method::POST, SIGN_OUT_PATH, "navigate", true),
+            (Method::POST, LOGOUT, "navigate", true),
             (Method::POST, "/.vestibule/logout?x", "navigate", true),
-            (Method::POST, SIGN_OUT_PATH, "same-origin", false),
-            (Method::DELETE, SIGN_OUT_PATH, "navigate", false),
+            (Method::POST, LOGOUT, "same-origin", false),
+            (Method::DELETE, LOGOUT, "navigate", false),
             (Method::POST, "/.vestibule/logouts", "navigate", false),
         ] {
             assert_eq!(Navigation::of(&method, target, &headers(mode)).is_some(), expected, "{method} {target} {mode}");

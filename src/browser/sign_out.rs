@@ -233,7 +233,8 @@ fn not_saved(error: &NotSaved) -> Refusal {
     }
 }
 
-/// Ends a session that a new one of the browser replaces. If other instances get the end later, the new session begins all the same.
+/// Ends a session that a new one of the browser replaces. If other instances get the end later, the new session begins all
+/// the same.
 ///
 /// # Errors
 /// Returns 503 when the end could not be recorded.

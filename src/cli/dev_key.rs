@@ -53,9 +53,9 @@ impl DevKey {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
-        let fresh = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-            .map_err(|_| DevKeyError::Generation)?;
         if !path.exists() {
+            let fresh = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+                .map_err(|_| DevKeyError::Generation)?;
             create(&path, STANDARD.encode(fresh.as_ref()).as_bytes()).map_err(io)?;
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;

@@ -203,7 +203,7 @@ pub(super) fn read_later(
             let (with, waits) = match &found {
                 PresentedToken::Token(token) if current.is_some() => {
                     // The verdict on one token would let the other through.
-                    if awaited.get_or_insert_with(|| token.duplicate()).expose() != token.expose() {
+                    if !awaited.get_or_insert_with(|| token.duplicate()).is_same(token) {
                         return Err(CloseReason::InvalidMessage);
                     }
                     (Some(token), true)

@@ -162,7 +162,7 @@ impl FromClient {
             acknowledged_in = refresh.acknowledge.as_ref().map(|_| Arc::clone(dialect));
             self.direction.enqueue(encode_text(upstream_message(refresh, &token).as_bytes()))?;
         }
-        let of_this_token = |message: &mut AwaitingVerdict| message.token.expose() == token.expose();
+        let of_this_token = |message: &mut AwaitingVerdict| message.token.is_same(&token);
         if let Some(message) = extras.awaiting_verdict.take_if(of_this_token) {
             self.direction.enqueue(message.accepted)?;
         }

@@ -172,8 +172,8 @@ impl LoginSession {
                 sessions.count_renewal(&self.provider, RenewalOutcome::Ended);
                 self.audit(AuditEvent::RenewalFailed(RenewalOutcome::Ended), Some(&error), None);
                 match error {
-                    // Its end is recorded, by a sign-out at another instance, which does not have the refresh token of this
-                    // renewal unless it reads the record before it is removed.
+                    // A sign-out at another instance has recorded the session's end. That instance does not have the
+                    // refresh token of this renewal unless it reads the record before it is removed.
                     LoginError::Revoked("session") => sessions.discard_ended(&self),
                     _ => sessions.end(&self),
                 }
