@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -141,10 +142,11 @@ pub fn in_request_with_id<F: Future>(id: RequestId, future: F) -> InRequest<F> {
     REQUEST_ID.scope(OnceCell::from(id), future)
 }
 
-/// Wraps a future that works for the current request in a task of its own.
-pub fn in_current_request<F: Future>(future: F) -> InRequest<F> {
+/// Wraps a future that works for the current request in a task of its own. It is boxed, because its way into the task
+/// moves it eight times: for a pending socket, of 4 KB, that was 5,000 instructions.
+pub fn in_current_request<F: Future>(future: F) -> InRequest<Pin<Box<F>>> {
     let id = REQUEST_ID.try_with(OnceCell::clone).unwrap_or_default();
-    REQUEST_ID.scope(id, future)
+    REQUEST_ID.scope(id, Box::pin(future))
 }
 
 /// Sets the id of the current request; a second call has no effect.
