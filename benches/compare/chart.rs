@@ -1,6 +1,6 @@
 //! The picture of the comparison: bars in SVG, one group for each row, readable on light and on dark pages.
 
-use crate::Row;
+use crate::{Cell, Row};
 
 const WIDTH: f64 = 760.0;
 /// Where the bars begin, and the longest of them.
@@ -28,11 +28,11 @@ pub(crate) fn draw(names: &[&str], rows: &[Row]) -> String {
     let mut body = String::new();
     let mut y = 8.0;
     for row in rows {
-        let most = row.cells.iter().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
+        let most = row.cells.iter().flatten().map(|cell| cell.value).fold(f64::MIN_POSITIVE, f64::max);
         body += &format!("  <text class=\"row\" x=\"8\" y=\"{:.0}\">{}, {}</text>\n", y + 15.0, row.name, row.unit);
         y += HEADING;
-        for (name, value) in names.iter().zip(&row.cells) {
-            let Some(value) = value else { continue };
+        for (name, cell) in names.iter().zip(&row.cells) {
+            let Some(Cell { value, .. }) = cell else { continue };
             let class = if *name == "Vestibule" { " class=\"own\"" } else { "" };
             let width = (value / most * LONGEST).max(1.0);
             let baseline = y + BAR - 3.5;

@@ -40,32 +40,54 @@ pub(crate) struct Cost {
     pub(crate) rate: f64,
 }
 
-/// Measures a load for a while, after a shorter one that is not counted.
-pub(crate) async fn measure(target: &Target<'_>, work: &Work, length: Duration) -> Cost {
-    let warm_up = length / 5;
-    target.middle.clear_log();
-    match work {
-        Work::Requests(requests) => {
-            let mut load = Load::connect(target.address, target.tls, requests, CONNECTIONS).await;
-            // Each request once: a token's first costs a program that remembers tokens more.
-            load.run(Until::Count(requests.len().div_ceil(CONNECTIONS))).await;
-            load.run(Until::after(warm_up)).await;
-            let meter = Meter::start(target.middle);
-            let count = load.run(Until::after(length)).await.len();
-            meter.stop(count)
-        }
-        Work::Echo(token) => {
-            let mut sockets = Sockets::open(target.address, token, Entry::Header, CONNECTIONS).await.expect("sockets");
-            sockets.echo(Until::after(warm_up)).await;
-            let meter = Meter::start(target.middle);
-            let count = sockets.echo(Until::after(length)).await.len();
-            meter.stop(count)
-        }
-        Work::NewSocket(token, entry) => {
-            new_sockets(target.address, token, *entry, Until::after(warm_up)).await;
-            let meter = Meter::start(target.middle);
-            let count = new_sockets(target.address, token, *entry, Until::after(length)).await;
-            meter.stop(count)
+/// A load that is ready to be measured as often as is wanted: its connections are open, and the program has seen it.
+pub(crate) struct Ready<'a> {
+    target: Target<'a>,
+    load: Open,
+}
+
+/// The connections of a load.
+enum Open {
+    Requests(Load),
+    Echo(Sockets),
+    NewSocket(String, Entry),
+}
+
+impl<'a> Ready<'a> {
+    /// Opens the connections, and does for `warm_up` what is measured afterwards.
+    pub(crate) async fn new(target: Target<'a>, work: &Work, warm_up: Duration) -> Self {
+        let load = match work {
+            Work::Requests(requests) => {
+                let mut load = Load::connect(target.address, target.tls, requests, CONNECTIONS).await;
+                // Each request once: a token's first costs a program that remembers tokens more.
+                load.run(Until::Count(requests.len().div_ceil(CONNECTIONS))).await;
+                Open::Requests(load)
+            }
+            Work::Echo(token) => {
+                let sockets = Sockets::open(target.address, token, Entry::Header, CONNECTIONS).await;
+                Open::Echo(sockets.expect("sockets"))
+            }
+            Work::NewSocket(token, entry) => Open::NewSocket(token.clone(), *entry),
+        };
+        let mut ready = Self { target, load };
+        ready.run(Until::after(warm_up)).await;
+        ready
+    }
+
+    /// Measures the load for a while.
+    pub(crate) async fn measure(&mut self, length: Duration) -> Cost {
+        self.target.middle.clear_log();
+        let meter = Meter::start(self.target.middle);
+        let count = self.run(Until::after(length)).await;
+        meter.stop(count)
+    }
+
+    /// Returns how often it was done.
+    async fn run(&mut self, until: Until) -> usize {
+        match &mut self.load {
+            Open::Requests(load) => load.run(until).await.len(),
+            Open::Echo(sockets) => sockets.echo(until).await.len(),
+            Open::NewSocket(token, entry) => new_sockets(self.target.address, token, *entry, until).await,
         }
     }
 }
