@@ -16,9 +16,9 @@ export interface AuthOptions {
   origins?: string[];
   /** The WebSockets of those origins that authenticate by the handshake; default: all. Others are the browser's own, unchanged. */
   sockets?: boolean | ((url: URL) => boolean);
-  /** Called when a fresh token is refused too. */
+  /** Called when a fresh token of a socket is refused too. A refused `fetch` returns its 401 instead. */
   onSignedOut?(): void;
-  /** Called on 503: nobody was signed out. */
+  /** Called when a `fetch` gets 503: a token cannot be checked now, and nobody was signed out. */
   onUnavailable?(): void;
   /** If true, sockets reconnect by themselves; default: false. Leave it off if a library reconnects. */
   reconnect?: boolean;
