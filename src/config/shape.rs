@@ -1,7 +1,8 @@
 //! The keys of the file, their defaults and their documentation.
 //!
 //! The comment of a key is its text in the JSON Schema and in `docs/configuration.md`. `config.example.yaml` shows each key
-//! with its default, and tests hold the two together. A key stands here from the moment it does something.
+//! with its default, and tests hold the two together. A key is added together with the code
+//! that uses it.
 
 mod browser;
 mod limits;
@@ -245,7 +246,7 @@ pub struct Route {
     /// to it.
     pub upstream: Option<Upstream>,
     /// The route is a protected resource of its own: `{}` names it by `public_url` and the path of the rule. null: the
-    /// route is none. If the key is not written, `protected_resource` above applies.
+    /// route is not one. If the key is not written, `protected_resource` above applies.
     #[serde(deserialize_with = "written")]
     pub protected_resource: Option<Option<ProtectedResource>>,
     /// Keys of `token_from` apply to this rule in place of those above.

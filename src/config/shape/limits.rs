@@ -62,8 +62,8 @@ pub struct Limits {
     /// user has begun until then. At least 1.
     pub sign_outs_per_user: usize,
     /// The proxy keeps the tokens of this many sessions from a sign-in by `browser.login`. At the limit those of the
-    /// session that was unused for longest are dropped: it goes on by its cookie alone, and is not renewed. With
-    /// `shared` it is read from there again. At least 1.
+    /// session that was unused for longest are dropped: it goes on with its cookie only, and is not renewed. With
+    /// `shared` they are read from there again. At least 1.
     pub login_sessions: usize,
     /// The proxy remembers this many completed sign-ins for ten minutes, so that each is used once. At the limit the
     /// oldest are forgotten. At least 1.
@@ -99,7 +99,7 @@ pub struct Limits {
     #[schemars(with = "Option<Size>")]
     pub body_bytes: Option<usize>,
     /// A request body of which nothing arrives for this time is refused with 408. A form that is sent to the proxy itself,
-    /// such as that of a sign-out, must be whole after it.
+    /// such as that of a sign-out, must be complete within this time.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub body_idle_timeout: Duration,

@@ -33,7 +33,7 @@ pub struct Login {
     /// These scopes are requested; `openid` must be among them. `offline_access` is added where the provider lists it,
     /// unless `renew` is `off`. Default: `[openid, email]`.
     pub scopes: Option<Vec<String>>,
-    /// The claims of a user are read there. Default: `id_token`.
+    /// The claims of a user come from this place. Default: `id_token`.
     pub claims_from: ClaimsFrom,
     /// The provider asks the user to do this at each sign-in. Default: the provider decides.
     pub prompt: Option<LoginPrompt>,

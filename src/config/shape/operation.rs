@@ -49,7 +49,7 @@ pub struct Control {
     /// This file keeps revocations over a restart. Default: none, and a restart drops them.
     pub revocation_file: Option<String>,
     /// A revocation is in force for this time, which must exceed the life of your longest token, and at least until the
-    /// sessions of browsers that it concerns have ended. At least 1m. Default: `30d`.
+    /// browser sessions that it concerns have ended. At least 1m. Default: `30d`.
     pub revocation_keep: Option<Time>,
 }
 

@@ -1,4 +1,4 @@
-//! The server behind the proxy: `upstream`, of the whole and of a route.
+//! The server behind the proxy: `upstream`, at the top level and of a route.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

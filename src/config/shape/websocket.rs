@@ -1,4 +1,4 @@
-//! How sockets live and what is said on them: `websocket`, of the whole and of a route, and `dialects`.
+//! The lifetime of WebSockets and the messages on them: `websocket`, at the top level and of a route, and `dialects`.
 
 use std::collections::BTreeMap;
 
