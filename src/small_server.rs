@@ -1,4 +1,4 @@
-//! A small HTTP server for the admin and control listeners: at most 16 connections, one request each, a few seconds per
+//! A small HTTP server for the admin and control listeners: at most 16 connections, one request each, ten seconds per
 //! request. At the limit the oldest connection without a complete request head is closed, so that idle connections
 //! cannot block others.
 //!

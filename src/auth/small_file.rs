@@ -86,7 +86,7 @@ mod tests {
     async fn a_read_that_hangs_is_given_up_and_has_one_thread() {
         let folder = folder("pipe");
         let path = folder.join("token");
-        // To open a pipe that nobody writes hangs, as a file does on a mount that does not answer.
+        // Opening a pipe without a writer hangs, as opening a file does on a mount that does not answer.
         assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
         let time = Duration::from_millis(50);
         for text in ["it has not been read", "an earlier read has not ended"] {

@@ -84,7 +84,7 @@ fn create(path: &Path, content: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// Puts a file in the place of another one. Who reads meanwhile reads the one or the other.
+/// Puts a file in the place of another one. A reader meanwhile gets the one or the other.
 fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     std::fs::rename(write_beside(path, content)?, path)
 }

@@ -152,7 +152,7 @@ impl LingerPlace {
 enum Side {
     /// It is to be closed, which tells a client with TLS that the response is complete.
     Open,
-    /// It was broken off.
+    /// It was broken off: the response is incomplete.
     BrokenOff,
 }
 

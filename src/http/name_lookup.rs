@@ -28,7 +28,7 @@ pub(super) struct NameLookup(Arc<Mutex<Underway>>);
 #[derive(Default)]
 struct Underway {
     next_id: u64,
-    /// In the order in which they began.
+    /// The lookups under way, in the order in which they began.
     lookups: Vec<Lookup>,
 }
 

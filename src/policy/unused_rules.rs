@@ -1,5 +1,5 @@
 //! Warns of route rules that no request reaches, because rules above them match all of their paths first: such a rule
-//! looks like a protection and is none.
+//! looks like a protection, but is not one.
 
 use std::sync::Arc;
 

@@ -32,7 +32,7 @@ pub struct WebSocketSpec {
     pub revalidate_every: Option<Duration>,
     /// The time that a session continues while the provider does not answer.
     pub revalidate_grace: Duration,
-    /// What an open socket keeps of these settings.
+    /// The part of these settings that an open socket keeps.
     pub limits: Arc<SocketLimits>,
     /// The subprotocols that the proxy may accept before the upstream is connected.
     pub subprotocols: Vec<String>,

@@ -28,7 +28,7 @@ pub struct Addresses {
     balancers: Mutex<HashSet<IpAddr>>,
 }
 
-/// What an address counts as: itself, or the /64 of an IPv6 address. It takes half of the memory of an address; each open
+/// The unit in which an address counts: itself, or the /64 of an IPv6 address. It takes half of the memory of an address; each open
 /// connection and each open socket keeps one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Network {
@@ -66,7 +66,7 @@ impl From<Network> for IpAddr {
 /// failures are. They hold under another limit too: a reload may change it, and so does each instance that comes or goes
 /// where it is shared.
 struct FailureTimes {
-    /// When all failures so far are paid off.
+    /// The time at which all failures so far no longer count.
     paid_off_at: Instant,
     limited_until: Option<Instant>,
 }

@@ -42,7 +42,7 @@ enum Place {
 struct Filter {
     place: Place,
     line: Vec<u8>,
-    /// How many parts are left of each list that the next part is in.
+    /// The number of parts that are left of each list that the next part is in.
     lists: Vec<usize>,
     /// The answer so far.
     answer: Vec<u8>,

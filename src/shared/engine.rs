@@ -78,7 +78,7 @@ pub enum EngineError {
     Unusable {
         /// The key.
         key: String,
-        /// Why it cannot be used.
+        /// The reason why it cannot be used.
         reason: &'static str,
         /// The engine's answer.
         error: String,

@@ -10,7 +10,7 @@ use super::stream::StreamId;
 
 /// The keys of a deployment that always have these names, with their types.
 const KEYS: [(&str, &str); 4] = [("log", "stream"), ("revoked", "hash"), ("epoch", "string"), ("seen", "zset")];
-/// What the engine answers to `XADD` where the last id is the largest one.
+/// The text of the engine's answer to `XADD` if the last id is the largest one.
 const NO_IDS: &str = "exhausted the last possible ID";
 
 impl Inner {

@@ -1,5 +1,5 @@
 //! Audit events: sign-ins, sign-outs, renewals, revocations and refusals of users. Each is one log line with the
-//! message `audit` (docs/operation.md).
+//! message `audit` (docs/sign-in.md).
 
 use super::{RenewalOutcome, SignInOutcome};
 

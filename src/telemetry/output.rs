@@ -1,5 +1,5 @@
 //! The log writer: lines are buffered, and a thread of its own writes them at 64 KiB or every 100 ms, whichever comes
-//! first. No request waits for a terminal or a pipe, also one that nobody reads.
+//! first. No request waits for a terminal or a pipe, not even for one that nobody reads.
 
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
