@@ -80,7 +80,7 @@ pub fn check_certificates(policy: &mut Policy) -> Vec<Finding> {
 
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::AddrInUse => "; another program listens there: end it, or write another place",
+        io::ErrorKind::AddrInUse => "; another program listens there: end it, or write another address",
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 need a privilege: write 8080, or grant CAP_NET_BIND_SERVICE"
         }

@@ -39,7 +39,7 @@ fn html(state: &ProxyState, runtime: &Runtime) -> String {
         Escaped(&state.policy_name())
     );
     if state.drain.is_draining() {
-        let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", state.drain.tracked_count());
+        let _ = writeln!(body, "<p>{} connections and sockets are still open.</p>", state.drain.tracked_count());
     }
     traffic(&mut body, state);
     certificates(&mut body, state, runtime);

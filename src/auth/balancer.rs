@@ -1,5 +1,5 @@
-//! Reads tokens of an Application Load Balancer of AWS (`X-Amzn-Oidc-Data`). The payload has what the identity provider
-//! says of the user. Who signed the token, for which client and until when stands in the header.
+//! Reads tokens of an AWS Application Load Balancer (`X-Amzn-Oidc-Data`). The payload has what the identity provider says
+//! of the user. The header says who signed the token, for which client, and until when it is valid.
 
 use serde_json::{Map, Value};
 
@@ -16,7 +16,7 @@ pub(super) fn add_header_claims(header: &Map<String, Value>, claims: &mut Map<St
         Some(Value::String(text)) if !text.is_empty() => Ok(Value::from(text.as_str())),
         _ => Err(Rejection::Claim {
             claim: name.to_owned(),
-            problem: "is no text in the header of the balancer's token",
+            problem: "is missing, empty or not a string in the header of the balancer's token",
         }),
     };
     let (issuer, client, signer) = (text("iss")?, text("client")?, text("signer")?);

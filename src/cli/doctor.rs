@@ -89,7 +89,7 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
     if whoami.is_some_and(|path| !path.starts_with('/')) {
         return fail(&"--whoami: write a path, such as /api/whoami", USAGE);
     }
-    let Some(spoofed_user) = random_user() else { return fail(&"the system gave no random bytes", 1) };
+    let Some(spoofed_user) = random_user() else { return fail(&"the system has no random numbers", 1) };
     let host = answered_host(&edition.policy);
     let digest = &edition.digest;
     let target = Target { policy: &edition.policy, proxy, host, digest, token, whoami, spoofed_user };

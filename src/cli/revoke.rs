@@ -57,14 +57,14 @@ async fn write(policy: &Policy, issuer: &str, target: &RevocationTarget) -> Exit
         return fail(&"shared is not configured: revoke at the control listener of each instance", USAGE);
     };
     let Some(keys) = DigestKeys::derived(&spec.secrets, &spec.name) else {
-        return fail(&"shared: the secret cannot be used", 1);
+        return fail(&"shared: no key can be derived from its secret; write another one to shared.secret_file", 1);
     };
     let keep = policy.revocation_keep();
     let revocations = Revocations::with_keys(keys);
     let limit = policy.limits.shared_entries();
     match write_entry(spec, limit, |now| revocations.entry_of(issuer, target, now, keep)).await {
         Ok(Written { taken: 0, live: 0 }) => {
-            print_line("written; no instance runs, and those that start have it");
+            print_line("written; no instance is running, and those that start will have it");
             ExitCode::SUCCESS
         }
         Ok(Written { taken, live }) => {

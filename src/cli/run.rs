@@ -263,7 +263,7 @@ fn print_start(runtime: &Runtime, name: &str, (addresses, admin): (&[String], Op
     let passed = if policy.upstreams.iter().all(|upstream| upstream.token_to_http == TokenToHttp::None) {
         "the caller's token is not passed on"
     } else {
-        "the caller's token goes up too"
+        "the caller's token is passed on too"
     };
     line("identity", &format!("{}   {passed}", headers.join(", ")));
     if let Some(default) = policy.routes.last() {

@@ -165,7 +165,7 @@ impl Check {
                 self.error(
                     "browser.session.max_age",
                     format!(
-                        "provider {} is asked about every token (remote.mode: also), and a session holds none to ask about; leave max_age out, so that it ends with its token",
+                        "provider {} is asked about every token (remote.mode: also), and a session has none to ask about; leave max_age out, so that it ends with its token",
                         provider.name
                     ),
                 );
@@ -179,7 +179,7 @@ impl Check {
                     self.error(
                         "browser.session",
                         format!(
-                            "a session of ours holds no token, and {} is to get one (upstream.token_to); remove one of the two",
+                            "a session has no token here, and {} is to get one (upstream.token_to); remove one of the two",
                             upstream.url
                         ),
                     );
@@ -191,7 +191,7 @@ impl Check {
         if contact.is_some() && session.is_none() && browser.sign_in_url.is_none() && !signs_in {
             self.warn_at(
                 "browser.contact",
-                "is shown nowhere: there are pages for people only with browser.session, sign_in_url or login",
+                "would be shown nowhere: there are pages for people only with browser.session, sign_in_url or login",
             );
         }
         BrowserSpec { session, sign_in_url, logins: Vec::new(), contact }
@@ -209,7 +209,7 @@ impl Check {
         if matches!(match_routes(routes, "GET", &readings).auth, AuthMode::Required | AuthMode::Deny) {
             self.error(
                 "browser.sign_in_url",
-                format!("{path} itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{{ path: {path}, auth: none }}]"),
+                format!("{path} itself asks for a credential, so browsers would be redirected in a loop; add, above the rule that does, routes: [{{ path: {path}, auth: none }}]"),
             );
         }
     }
@@ -228,7 +228,10 @@ impl Check {
             );
         }
         if session.partitioned && session.same_site != config::SameSite::None {
-            self.error("browser.session.partitioned", "means nothing without same_site: none");
+            self.error(
+                "browser.session.partitioned",
+                "means nothing without same_site: none; write that too, or leave partitioned out",
+            );
         }
         let (value, file) = (session.secret.as_ref(), session.secret_file.as_ref());
         let secret = self.secret("browser.session.secret", value, "browser.session.secret_file", file);

@@ -205,7 +205,7 @@ impl Check {
         let path = format!("{at}.signer");
         if preset.family != Family::AwsAlb {
             if provider.signer.is_some() {
-                self.error(path, format!("means nothing to preset {}", preset.name));
+                self.error(path, format!("means nothing to preset {}; remove it", preset.name));
             }
             return None;
         }
@@ -262,12 +262,12 @@ impl Check {
             if is_written {
                 self.error(
                     format!("{at}.jwks.{key}"),
-                    "means nothing to preset aws-alb: each key is fetched when a token names it",
+                    "means nothing to preset aws-alb, which fetches each key when a token names it; remove it",
                 );
             }
         }
         if provider.secret.is_some() || provider.secret_file.is_some() {
-            self.error(format!("{at}.secret"), "means nothing to preset aws-alb");
+            self.error(format!("{at}.secret"), "means nothing to preset aws-alb; remove it");
         }
         let text = match &jwks.url {
             Some(url) => url.clone(),

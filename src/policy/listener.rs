@@ -166,7 +166,7 @@ impl Check {
             } else {
                 self.error(
                     format!("trusted_proxies[{index}]"),
-                    format!("\"{text}\" is no address, CIDR, `private_ranges` or `unix`; names are not resolved"),
+                    format!("\"{text}\" is not an address, a CIDR, `private_ranges` or `unix`; names are not resolved"),
                 );
             }
         }

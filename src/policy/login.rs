@@ -213,7 +213,7 @@ impl Check {
             if config.public_url.is_none() {
                 self.error(
                     "browser.login",
-                    "needs public_url, from which the provider's way back is built: public_url: https://nb.example.com",
+                    "needs public_url, from which the redirect URI is built: public_url: https://nb.example.com",
                 );
             }
             return None;

@@ -400,7 +400,7 @@ pub(super) fn derived_issuer(preset: &Preset, provider: &config::Provider) -> Re
         |key: &IssuerKey| from.iter().any(|own| own.is(key)) || (preset.family == Family::AwsAlb && key.is(&REGION));
     let is_foreign = |key: &IssuerKey| key.value(provider).is_some() && !is_own(key);
     if let Some(foreign) = ISSUER_KEYS.iter().find(|key| is_foreign(key)) {
-        return Err((foreign.name, format!("means nothing to preset {}", preset.name)));
+        return Err((foreign.name, format!("means nothing to preset {}; remove it", preset.name)));
     }
     let (Some(first), Some(issuer)) = (from.first(), issuer) else { return Ok(None) };
     if from.iter().all(|key| key.value(provider).is_none()) {

@@ -72,12 +72,9 @@ impl fmt::Display for RemoteSpec {
             RemoteQuestion::Clerk { base, .. } => ("Clerk's Backend API", base),
             RemoteQuestion::Supabase { base, .. } => ("Supabase's user endpoint", base),
         };
-        let tokens = if self.verifies_opaque_tokens {
-            "opaque tokens are asked about"
-        } else {
-            "every token is asked about too"
-        };
-        write!(f, "{tokens} at {url} ({what}), an answer kept {}", Time(self.cache))
+        let tokens =
+            if self.verifies_opaque_tokens { "opaque tokens are checked" } else { "every token is checked too" };
+        write!(f, "{tokens} at {url} ({what}), each answer kept {}", Time(self.cache))
     }
 }
 
@@ -180,7 +177,7 @@ impl Check {
                 let Some(client_id) = remote.client_id.clone().filter(|id| !id.is_empty()) else {
                     self.error(
                         format!("{at}.client_id"),
-                        "is missing: the endpoint answers only to a client it knows (RFC 7662 section 2.1)",
+                        "is missing: the endpoint answers only to a client that it knows (RFC 7662 section 2.1)",
                     );
                     return None;
                 };

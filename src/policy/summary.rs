@@ -23,9 +23,9 @@ pub use shown_keys::keys_not_shown;
 /// The form of user ids in the summary. `check` prints them, a page for several people does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserNames {
-    /// As they are in the configuration.
+    /// The ids, as they are in the configuration.
     Shown,
-    /// Their number only.
+    /// The number of users only.
     Counted,
 }
 
@@ -120,7 +120,7 @@ impl Lines {
         let of = if index == 0 { String::new() } else { format!(" for {}", paths.join(" ")) };
         self.add("upstream", format_args!("{}{of}", upstream.url));
         if let Some(credential) = &upstream.credential {
-            self.more(format_args!("sees our credential in {}, for verified callers only", credential.header));
+            self.more(format_args!("gets its credential in {}, for verified callers only", credential.header));
         }
         for sentence in handed_on(upstream) {
             self.more(sentence);
@@ -128,13 +128,13 @@ impl Lines {
         self.more(format_args!("isolation: {}", isolation_text(policy, upstream)));
         if let Some(preset) = &upstream.preset {
             let mut setup = preset.setup.lines();
-            self.more(format_args!("it is {}; it keeps its own secret, sent by us as", preset.name));
+            self.more(format_args!("it is {}, and keeps its own secret, which this proxy sends as", preset.name));
             self.more(format_args!("  {}", preset.credential));
             self.more(format_args!("and is started with {}", setup.next().unwrap_or_default()));
             for further in setup {
                 self.more(further);
             }
-            self.more(format_args!("its health: routes: [{{ path: {}, auth: none }}]", preset.health));
+            self.more(format_args!("for its health check: routes: [{{ path: {}, auth: none }}]", preset.health));
         }
     }
 
@@ -202,7 +202,7 @@ impl Lines {
             self.add(name, text);
         }
         if let Some(url) = policy.browser.sign_in_url.as_ref().filter(|_| policy.browser.logins.is_empty()) {
-            self.add("sign-in", format_args!("pages without a credential go to {}", url.written()));
+            self.add("sign-in", format_args!("page loads without a credential are redirected to {}", url.written()));
         }
     }
 
@@ -212,7 +212,7 @@ impl Lines {
         self.add(
             "memory",
             format_args!(
-                "at most {} MiB while no caller is known, of it {} MiB counted by limits.unauthenticated_bytes{cgroup}",
+                "at most {} MiB while no caller has authenticated, {} MiB of them counted by limits.unauthenticated_bytes{cgroup}",
                 memory::max_before_authentication(unauthenticated_bytes) >> 20,
                 unauthenticated_bytes >> 20
             ),
@@ -290,14 +290,17 @@ impl UpstreamIsolation {
 impl std::fmt::Display for UpstreamIsolation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OneUser => f.write_str("one user alone may enter"),
+            Self::OneUser => f.write_str("only one user may enter"),
             Self::UnixSocket(_) => {
                 f.write_str("the backend listens on a Unix socket, which its users' code must not be able to open")
             }
             Self::Credential(header) => {
-                write!(f, "the backend demands a secret in {header}, which its users' code must not be able to read")
+                write!(
+                    f,
+                    "a secret in {header}: the backend must demand it, and its users' code must not be able to read it"
+                )
             }
-            Self::Assertion(header) => write!(f, "the backend verifies the signed {header}"),
+            Self::Assertion(header) => write!(f, "the signed {header}: the backend must verify it"),
         }
     }
 }
@@ -329,7 +332,7 @@ pub fn isolation_of(policy: &Policy, upstream: &UpstreamSpec) -> Vec<UpstreamIso
 fn isolation_text(policy: &Policy, upstream: &UpstreamSpec) -> String {
     let found = isolation_of(policy, upstream);
     if found.is_empty() {
-        return "none: any program that reaches the backend's port can name any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or one user alone would protect it".to_owned();
+        return "none: any program that reaches the backend's port can name any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or a single user would protect it".to_owned();
     }
     found.iter().map(UpstreamIsolation::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -344,14 +347,14 @@ fn may_have_several_instances(policy: &Policy) -> bool {
 fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
     let mut out = vec![match upstream.token_to_http {
         TokenToHttp::None => "the caller's token is not passed on".to_owned(),
-        TokenToHttp::Header => "the caller's token goes up in Authorization".to_owned(),
+        TokenToHttp::Header => "the caller's token is passed on in Authorization".to_owned(),
     }];
     match &upstream.token_to_websocket {
         TokenToUpgrade::None => {}
-        TokenToUpgrade::Header => out.push("on WebSocket upgrades it goes up in Authorization".to_owned()),
-        TokenToUpgrade::Query(name) => out.push(format!("on WebSocket upgrades it goes up as ?{name}=")),
+        TokenToUpgrade::Header => out.push("on WebSocket upgrades it is passed on in Authorization".to_owned()),
+        TokenToUpgrade::Query(name) => out.push(format!("on WebSocket upgrades it is passed on as ?{name}=")),
         TokenToUpgrade::FirstMessage(dialect) => {
-            out.push(format!("on WebSockets it goes up in a first message ({})", dialect.name));
+            out.push(format!("on WebSockets it is passed on in a first message ({})", dialect.name));
         }
     }
     out

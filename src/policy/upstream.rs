@@ -182,7 +182,7 @@ impl Check {
             self.warn_at(
                 &path,
                 format!(
-                    "{host} is not this machine, and http:// is not encrypted: who is on the network between can read the requests and name any user; write https:// where others reach that network"
+                    "{host} is not this machine, and http:// is not encrypted: anyone on the network in between can read the requests and name any user; write https:// if others reach that network"
                 ),
             );
         }
@@ -303,7 +303,7 @@ impl Check {
             let (route, spoken) = spoken;
             if spoken.forwards() && spoken.name != dialect.name {
                 let message = format!(
-                    "clients of {} speak {}, whose messages go on; the upstream cannot be spoken to in another dialect there",
+                    "clients of {} speak {}, whose messages are forwarded; write the same dialect for the upstream",
                     route.label, spoken.name
                 );
                 self.error(path, message);

@@ -80,7 +80,7 @@ pub async fn write_entry(
     Ok(Written { taken: taken.len(), live: live.len().max(taken.len()) })
 }
 
-/// Looks whether the engine is fit: whether it takes and keeps what is written, its version, its clock.
+/// Checks whether the engine is suitable: whether it keeps what is written, its version, its clock.
 pub async fn inspect(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) {
     if let Err(error) = look(spec, has_logins, inspection).await {
         inspection.problems.push(error.to_string());
@@ -138,7 +138,7 @@ async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) 
             "maxmemory-policy {policy} removes revocations when memory is short, and revoked tokens are accepted again; set noeviction"
         )),
         Some(policy) if policy.starts_with("volatile") => inspection.found.push(format!(
-            "warning: maxmemory-policy is {policy}: revocations stay, what has an end goes when memory is short; noeviction is better"
+            "warning: maxmemory-policy is {policy}: revocations stay, but entries that expire are removed when memory is short; noeviction is better"
         )),
         Some("noeviction") => inspection.found.push("maxmemory-policy noeviction".to_owned()),
         _ => inspection.found.push("its maxmemory-policy cannot be seen; it must be noeviction".to_owned()),

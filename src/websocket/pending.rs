@@ -153,7 +153,7 @@ impl From<CloseReason> for End {
 
 impl From<TruncatedFrame> for End {
     fn from(TruncatedFrame: TruncatedFrame) -> Self {
-        tracing::debug!("the client takes nothing, socket dropped");
+        tracing::debug!("the client accepts no bytes, socket dropped");
         Self::Left(None)
     }
 }
@@ -447,7 +447,8 @@ impl PendingSocket {
         context: &mut SocketContext,
     ) -> End {
         if !handshake::is_accepted(self.subprotocol.as_ref(), head) {
-            "the upstream did not take the subprotocol the client was given".clone_into(&mut context.line.reason);
+            "the upstream did not accept the subprotocol that the client was given"
+                .clone_into(&mut context.line.reason);
             return End::Refused(CloseReason::UpstreamFailed);
         }
         let Some(AdmittedUser { authorizer, .. }) = self.admitted.take() else {

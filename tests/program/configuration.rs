@@ -306,7 +306,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ("upstream: http://a\ntrusted_proxies: [private_ranges]\nproviders: [{ preset: aws-alb, issuer: https://i, signer: \"arn:aws-cn:elasticloadbalancing:cn-north-1:123456789012:loadbalancer/app/a/1\" }]\n".to_owned(), "providers[0].signer: is in aws-cn, whose keys have another place"),
         ("upstream: http://a\nproviders: [{ issuer: https://i, audience: a, signer: x }]\n".to_owned(), "providers[0].signer: means nothing to preset oidc"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" has no scheme. Did you mean https://app.example.com ?"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR, `private_ranges` or `unix`"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is not an address, a CIDR, `private_ranges` or `unix`"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of graphql-transport-ws, vestibule, token-field, none; further ones are written under `dialects`"),
         (
             format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: {{ name: vestibule, field: /t }} }}\n"),
@@ -334,7 +334,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ),
         (
             format!("{GOOD_PROVIDER}upstream: {{ url: http://a, token_to: {{ websocket: {{ first_message: vestibule }} }} }}\nwebsocket: {{ dialect: graphql-transport-ws }}\n"),
-            "clients of default speak graphql-transport-ws, whose messages go on",
+            "clients of default speak graphql-transport-ws, whose messages are forwarded",
         ),
         (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ drain_code: 1005 }}\n"), "websocket.drain_code: 1005 cannot be sent in a Close"),
         (format!("{GOOD_PROVIDER}upstream: {{ url: http://a, credential: {{ header: Authorization }} }}\n"), "upstream.credential: has no value"),
@@ -375,7 +375,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ("upstream: http://a\nproviders: [{ preset: oidc, audience: a, issuer: \"https://login.microsoftonline.com/{tenantid}/v2.0\" }]\n".to_owned(), "providers[0].issuer: holds a placeholder, and a token names its tenant there; write the issuer of one tenant"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"https://{return_path}.example.com/\" }\n".to_owned(), "has a placeholder outside its query"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"/in?back={return_url}\" }\n".to_owned(), "holds {return_url}, and public_url is not set"),
-        ("upstream: http://a\nbrowser: { sign_in_url: \"/in?back={return_path}\" }\n".to_owned(), "/in itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{ path: /in, auth: none }]"),
+        ("upstream: http://a\nbrowser: { sign_in_url: \"/in?back={return_path}\" }\n".to_owned(), "/in itself asks for a credential, so browsers would be redirected in a loop; add, above the rule that does, routes: [{ path: /in, auth: none }]"),
         ("upstream: http://a\npublic_url: https://b.example.com\nbrowser: { sign_in_url: \"https://b.example.com/in\" }\n".to_owned(), "/in itself asks for a credential"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"javascript:alert(1)\" }\n".to_owned(), "is neither a path nor an http or https URL"),
         ("upstream: http://a\nbrowser: { session: {}, contact: \"javascript:alert(1)\" }\n".to_owned(), "browser.contact: \"javascript:alert(1)\" is neither an http or https URL nor a mail address; write a mail address"),

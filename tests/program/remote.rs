@@ -747,7 +747,7 @@ async fn check_online_and_token_inspect_speak_of_it() {
     let check = arguments(&["check", "--online", "--config", file.path()]);
     let (code, said) = run(check.clone()).await.expect("runs");
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("opaque tokens are asked about at") && said.contains("answers remote checks"), "{said}");
+    assert!(said.contains("opaque tokens are checked at") && said.contains("answers remote checks"), "{said}");
     let token = TempFile::new("alice.1\n");
     let (code, said) =
         run(arguments(&["token", "inspect", "--config", file.path(), token.path()])).await.expect("runs");

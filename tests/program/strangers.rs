@@ -144,7 +144,7 @@ async fn check_says_what_strangers_can_take_and_the_start_warns_where_there_is_l
         let check = command().args(["check", "--config", file.path()]).output().expect("runs");
         let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
         assert!(check.status.success(), "{said}");
-        assert!(said.contains(&format!("at most {sum} while no caller is known")), "{said}");
+        assert!(said.contains(&format!("at most {sum} while no caller has authenticated")), "{said}");
         assert_eq!(said.contains(warning), is_warned, "{said}");
         // The program is ready, and has logged its warnings before.
         let log = Proxy::of_file(&file.0).await.log();

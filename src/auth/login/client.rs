@@ -240,7 +240,7 @@ pub(super) async fn probe_client(
     http: &reqwest::Client,
     metadata: &Metadata,
 ) -> Result<ClientProbe, LoginError> {
-    let made_up = random::<32>().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+    let made_up = random::<32>().ok_or_else(|| LoginError::down("the system has no random numbers".to_owned()))?;
     let made_up = URL_SAFE_NO_PAD.encode(made_up);
     let mut form = Form::new();
     form.add("grant_type", "authorization_code").add("code", &made_up).add("code_verifier", &made_up);
@@ -352,7 +352,7 @@ async fn assertion(spec: &LoginSpec) -> Result<String, LoginError> {
         ClientCredential::Key(key) => {
             let mut header = Header::new(key.algorithm);
             header.kid = Some(key.thumbprint.clone());
-            let id = random::<16>().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+            let id = random::<16>().ok_or_else(|| LoginError::down("the system has no random numbers".to_owned()))?;
             let now = unix_seconds();
             let claims = json!({
                 "iss": spec.client_id, "sub": spec.client_id,

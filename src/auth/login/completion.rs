@@ -179,14 +179,14 @@ impl Login {
         // OpenID Connect Core section 3.1.3.7.
         let has_several = parsed.claims.get("aud").and_then(Value::as_array).is_some_and(|aud| aud.len() > 1);
         if has_several && !has("azp") {
-            return Err(wrong("azp", "is missing beside several audiences"));
+            return Err(wrong("azp", "is missing, and the token has several audiences"));
         }
         match (usage, parsed.claims.get("nonce")) {
             (IdTokenUse::SignIn { nonce } | IdTokenUse::Renewal { nonce }, Some(Value::String(found)))
                 if found == nonce => {}
             (IdTokenUse::Renewal { .. }, None) => {}
             (_, None) => return Err(wrong("nonce", "is missing")),
-            (_, Some(_)) => return Err(wrong("nonce", "is of another sign-in")),
+            (_, Some(_)) => return Err(wrong("nonce", "belongs to another sign-in")),
         }
         let auth_time = claims::numeric_date(&parsed.claims, "auth_time", f64::floor)?;
         // At a renewal the caller checks it, because the session ends.
@@ -244,7 +244,7 @@ impl Login {
         match claims.get("iss") {
             Some(Value::String(issuer)) if Some(issuer) == spec.issuer.as_ref() => Ok(()),
             Some(Value::String(issuer)) => Err(Rejection::UnknownIssuer(issuer.chars().take(256).collect())),
-            _ => Err(Rejection::Claim { claim: "iss".to_owned(), problem: "is missing or no string" }),
+            _ => Err(Rejection::Claim { claim: "iss".to_owned(), problem: "is missing or not a string" }),
         }
     }
 

@@ -82,7 +82,7 @@ impl Login {
         let text = |name: &str| match claims.get(name) {
             None => Ok(None),
             Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
-            Some(_) => Err(wrong(name, "is no text")),
+            Some(_) => Err(wrong(name, "is empty or not a string")),
         };
         let id = text("jti")?.ok_or_else(|| wrong("jti", "is missing"))?;
         let (session, subject) = (text("sid")?, text("sub")?);

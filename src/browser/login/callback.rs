@@ -51,7 +51,7 @@ pub(super) async fn serve(
             provider,
             AuditEvent::SignInFailed(SignInOutcome::Invalid),
             None,
-            "the state is of another provider",
+            "the state belongs to another provider",
         );
         return Ok(request.page(&pages::unusable()));
     }

@@ -117,7 +117,7 @@ pub(super) fn cookie_missing() -> Page {
     Page::new(
         StatusCode::BAD_REQUEST,
         "Your browser did not send our cookie back",
-        "Signing in needs a cookie, and your browser sent none. Allow cookies for this site, and open it by the same address that you signed in from.",
+        "Signing in needs a cookie, and your browser sent none. Allow cookies for this site, and open it at the same address as when you signed in.",
     )
     .with(&try_again("/"))
 }
@@ -135,7 +135,7 @@ pub(super) fn stale() -> Page {
     Page::new(
         StatusCode::BAD_REQUEST,
         "This sign-in is over",
-        "It took too long, or it was completed before. Start anew; bookmark the page that you want to reach, not the one where you sign in.",
+        "It took too long, or it was completed before. Start again. Bookmark the page that you want to reach, not the one where you sign in.",
     )
     .with(&try_again("/"))
 }
@@ -155,7 +155,7 @@ pub(super) fn not_allowed() -> Page {
     let mut page = Page::new(
         StatusCode::FORBIDDEN,
         "Access denied",
-        "You are signed in at your provider, and this account may not enter here.",
+        "You are signed in at your provider, but this account may not enter here.",
     )
     .with(SOMEONE_ELSE);
     page.has_form = true;

@@ -123,7 +123,7 @@ async fn unprotected(target: &Target<'_>, upstream: &UpstreamSpec, paths: &Upstr
     const REMEDY: &str = "Give it a secret (upstream.credential), identity.assertion, or a Unix socket";
     match direct_access(target, upstream, paths).await {
         DirectAccess::NamedUser(path) => Outcome::Failed(format!(
-            "GET {path} sent to {} directly is served to a made-up user: code that the backend runs, or a neighbour, can be anyone. {REMEDY}",
+            "GET {path} sent to {} directly is served to a made-up user: code that the backend runs, or a neighbour in its network, can name any user. {REMEDY}",
             upstream.url
         )),
         DirectAccess::Unchecked(path, status) => Outcome::Failed(format!(
@@ -180,12 +180,12 @@ async fn one_user(target: &Target<'_>, paths: &UpstreamPaths) -> Outcome {
     match target.get_with(&path.path, &[format!("Authorization: Bearer {token}")]).await {
         Ok(answer) => match answer.refusal_code().as_deref() {
             Some("forbidden") => {
-                Outcome::Passed("the token of --token-file is refused: its user is not the one".to_owned())
+                Outcome::Passed(format!("the token of --token-file is refused: only {only} may enter"))
             }
             Some(code) => Outcome::Skipped(format!("the token of --token-file is answered {} {code}", answer.status)),
-            None if unverified_user(token).is_some_and(|user| only.ends_with(&user)) => {
-                Outcome::Passed(format!("{only} is let in; another user's token would show that nobody else is"))
-            }
+            None if unverified_user(token).is_some_and(|user| only.ends_with(&user)) => Outcome::Passed(format!(
+                "{only} may enter; with another user's token in --token-file this tests that nobody else may"
+            )),
             None => Outcome::Failed(format!(
                 "a token of another user than {only} is answered {}: providers.allow is not in force there",
                 answer.status

@@ -31,7 +31,10 @@ async fn revoke_writes_and_says_who_has_taken_it() {
     }
     let mut fleet = Fleet::start().await;
     let ran = run(&fleet, "revoke", &["--user", "nobody"]).await;
-    assert_eq!((ran.code, ran.text.as_str()), (Some(0), "written; no instance runs, and those that start have it\n"));
+    assert_eq!(
+        (ran.code, ran.text.as_str()),
+        (Some(0), "written; no instance is running, and those that start will have it\n")
+    );
     let (first, second) = (fleet.instance("").await, fleet.instance("").await);
     let token = |sid: &str| fleet.issuer.token_with("alice", json!({"sid": sid, "jti": format!("t-{sid}")}));
     let of = |at: &Instance, token: String| {

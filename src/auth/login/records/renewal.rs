@@ -300,7 +300,7 @@ impl LoginSession {
                 let mut renewed =
                     login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.origin.nonce }).await?;
                 if renewed.claims.get("sub") != former.claims.get("sub") {
-                    return Err(LoginError::denied("the renewed ID token is of another user"));
+                    return Err(LoginError::denied("the renewed ID token belongs to another user"));
                 }
                 // Some providers send these claims at sign-in only. A `sid` that names no session counts as absent: a logout
                 // of the provider names the former one.

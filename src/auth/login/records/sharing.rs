@@ -321,7 +321,7 @@ impl LoginSessions {
     pub(super) async fn take_turn(&self, record: &LoginSession, login: &Login) -> Result<Turn, LoginError> {
         let Some(store) = self.store() else { return Ok(Turn::Ours(None)) };
         let key = record.record_key()?;
-        let holder = random().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+        let holder = random().ok_or_else(|| LoginError::down("the system has no random numbers".to_owned()))?;
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let began = boot_millis();
@@ -455,7 +455,7 @@ impl LoginSessions {
         least: u64,
     ) -> Result<Option<RecordContent>, StoreUnavailable> {
         let key = record.record_key()?;
-        let holder = random().ok_or_else(|| StoreUnavailable("no random bytes".to_owned()))?;
+        let holder = random().ok_or_else(|| StoreUnavailable("the system has no random numbers".to_owned()))?;
         let deadline = Instant::now() + LOCK_WAIT;
         while !store.lock(key.name(), holder).await? && Instant::now() < deadline {
             sleep(POLL).await;
