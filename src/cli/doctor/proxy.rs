@@ -338,7 +338,7 @@ async fn spoofed_identity(target: &Target<'_>, paths: &[UpstreamPaths]) -> Outco
             fields.push(format!("{name}: {value}"));
         }
     }
-    let mut tried = Vec::new();
+    let (mut tried, mut refused) = (Vec::new(), None);
     if let Some(token) = &target.token {
         let mut fields = fields.clone();
         fields.push(format!("Authorization: Bearer {token}"));
@@ -365,14 +365,18 @@ async fn spoofed_identity(target: &Target<'_>, paths: &[UpstreamPaths]) -> Outco
         let Some(path) = example(target, route) else { continue };
         match target.get_with(&path, &fields).await {
             Ok(answer) if answer.contains(user) => return spoofed(&path),
-            Ok(_) => tried.push(path),
+            // The proxy's own answer, as while the upstream is down, says nothing about the upstream.
+            Ok(answer) => match answer.refusal_code() {
+                None => tried.push(path),
+                Some(code) => refused = Some(format!("GET {path} is answered {} {code}", answer.status)),
+            },
             Err(problem) => return Outcome::Failed(format!("GET {path}: {problem}")),
         }
     }
     if tried.is_empty() {
-        return Outcome::Skipped(
-            "needs a valid token: --token-file, and --whoami with a path where the backend shows its caller".to_owned(),
-        );
+        return Outcome::Skipped(refused.unwrap_or_else(|| {
+            "needs a valid token: --token-file, and --whoami with a path where the backend shows its caller".to_owned()
+        }));
     }
     Outcome::Passed(format!(
         "{} headers that name a user do not show in the answers of {}",
