@@ -171,15 +171,15 @@ fn parse_revocation(body: &[u8], policy: &Policy) -> Result<(String, RevocationT
     let mut issuer = None;
     let mut target = None;
     for (name, value) in &object {
-        let value = text(value).ok_or_else(|| format!("{name} is not a text, or empty; {FORM}"))?;
+        let value = || text(value).ok_or_else(|| format!("{name} is empty or not a text; {FORM}"));
         let read = match name.as_str() {
             "issuer" => {
-                issuer = Some(value);
+                issuer = Some(value()?);
                 continue;
             }
-            "sub" => RevocationTarget::User(value),
-            "sid" => RevocationTarget::Session(value),
-            "jti" => RevocationTarget::Token(value),
+            "sub" => RevocationTarget::User(value()?),
+            "sid" => RevocationTarget::Session(value()?),
+            "jti" => RevocationTarget::Token(value()?),
             _ => return Err(format!("{name:?} is none of issuer, sub, sid and jti; remove it, and {FORM}")),
         };
         if target.replace(read).is_some() {

@@ -8,8 +8,9 @@ use super::tree::Node;
 /// The text in place of the file's name where there is none.
 pub(super) const FLAGS: &str = "flags";
 
-/// The keys of a provider in messages, and the flags that set them.
-const FLAGS_OF_KEYS: [(&str, &str); 4] = [
+/// The keys in messages, and the flags that set them.
+const FLAGS_OF_KEYS: [(&str, &str); 5] = [
+    ("upstream: http://127.0.0.1:8000", "--upstream http://127.0.0.1:8000"),
     ("providers[0].audience", "--audience"),
     ("`audience: any`", "`--audience any`"),
     ("issuer: https://issuer.example.com", "--issuer https://issuer.example.com"),
@@ -19,7 +20,7 @@ const FLAGS_OF_KEYS: [(&str, &str); 4] = [
     ),
 ];
 
-/// Replaces the keys of a provider that flags describe by the flags.
+/// Replaces keys by the flags that set them.
 fn name_flags(finding: &mut Finding) {
     for (key, flag) in FLAGS_OF_KEYS {
         if finding.message.contains(key) {

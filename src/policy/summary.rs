@@ -402,7 +402,7 @@ fn session_text(policy: &Policy, session: &SessionSpec) -> String {
 /// Describes in one clause when the sockets of a route end.
 #[must_use]
 pub fn sockets(policy: &Policy, route: &Route) -> String {
-    let of_a_sign_in = "those of a sign-in live on while its session is renewed, and end with it";
+    let of_a_sign_in = "those of a sign-in stay open while its session is renewed, and end with it";
     let mut text = if accepts_tokens(policy) { token_expiry(policy, route) } else { of_a_sign_in.to_owned() };
     add_further_ends(&mut text, route);
     if accepts_tokens(policy) && !policy.browser.logins.is_empty() {
@@ -419,7 +419,7 @@ fn token_expiry(policy: &Policy, route: &Route) -> String {
     let grace = Time(spec.grace.max(skew));
     let code = spec.dialect.as_ref().map_or(Close::Expired.default_code(), |dialect| dialect.code(Close::Expired));
     match spec.on_expiry {
-        OnExpiry::Keep => "live on after their token's end".to_owned(),
+        OnExpiry::Keep => "stay open after their token's end".to_owned(),
         OnExpiry::Close => format!("closed with {code}, {grace} after their token's end, unless refreshed"),
         OnExpiry::Auto => format!(
             "auto: closed with {code}, {grace} after their token's end if the client renews, else while the user is seen within {}",

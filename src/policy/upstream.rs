@@ -137,7 +137,7 @@ pub(super) struct Upstreams {
 impl Check {
     pub(super) fn upstreams(&mut self, config: &Config) -> Option<Upstreams> {
         let Some(upstream) = &config.upstream else {
-            self.error("upstream", "missing: where is the backend? upstream: http://127.0.0.1:8000");
+            self.error("upstream", "is missing: where is the backend? Write upstream: http://127.0.0.1:8000");
             return None;
         };
         let first = self.upstream("upstream", upstream);

@@ -27,8 +27,8 @@ const PRESETS: [UpstreamPreset; 2] = [
         guarded: "/api/status",
         credential: "credential: { header: Authorization, value: \"token ${JUPYTER_TOKEN}\" }",
         setup: "JUPYTER_TOKEN=… jupyter lab --no-browser --ServerApp.ip=127.0.0.1 --ServerApp.allow_remote_access=True --config jupyter_server_config.py
-with the file jupyter_server_config.py that `vestibule check` prints at its end: people have their own names there, and the token
-stands in no page and is out of the kernels' reach; X-User-Id is believed beside the token only",
+with the file jupyter_server_config.py that `vestibule check` prints at its end: users have their own names there, the token
+is in no page, kernels cannot read it, and X-User-Id counts only beside the token",
         file: Some(("jupyter_server_config.py", include_str!("upstream_preset/jupyter_server_config.py"))),
     },
     UpstreamPreset {

@@ -166,7 +166,7 @@ impl Check {
         for upstream in policy.upstreams.iter().filter(|upstream| upstream.preset.is_some()) {
             if isolation_of(policy, upstream).is_empty() {
                 self.warn(format!(
-                    "{} runs its users' code, which can call it and name any user: give it its own secret ({}), or let one user alone in (allow.users)",
+                    "{} runs its users' code, which can call it and name any user: give it its own secret ({}), or let only one user in (allow.users)",
                     upstream.url,
                     upstream.preset.map_or("", |preset| preset.credential)
                 ));

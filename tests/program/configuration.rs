@@ -140,7 +140,7 @@ drain: { delay: 10s }
         "  origins     https://app.example.com, https://*.example.org\n",
         "              clock skew 1m: tokens are accepted that long after their end\n",
         "; upgrades of pages from https://ws.example.com only\n",
-        "dialect vestibule; live on after their token's end, at most 12h\n",
+        "dialect vestibule; stay open after their token's end, at most 12h\n",
         "  events      event streams end with their token\n",
         "  errors      verbose: a caller is told why its token was refused\n",
         "  limits      bad tokens of one address: no limit (failed_tokens_per_minute: null)\n",
@@ -177,7 +177,7 @@ fn an_upstream_on_another_machine_without_tls_is_a_warning() {
 fn every_mistake_says_where_and_what_to_do() {
     for (yaml, expected) in [
         ("upstream: http://a\n".to_owned(), "providers: no provider: nobody could sign in"),
-        (GOOD_PROVIDER.to_owned(), "upstream: missing: where is the backend?"),
+        (GOOD_PROVIDER.to_owned(), "upstream: is missing: where is the backend? Write upstream: http://127.0.0.1:8000"),
         (
             "upstream: http://a\nproviders: [{ issuer: \"https://i.example.com/.well-known/openid-configuration\", audience: a }]\n".to_owned(),
             "providers[0].issuer: is the address of the discovery document; the issuer is the part before it: https://i.example.com\n",
@@ -490,6 +490,9 @@ fn mistakes_in_flags_name_the_flags() {
         let said = say(arguments);
         assert!(said.contains(expected) && !said.contains("providers[0].audience"), "{arguments:?}: {said}");
     }
+    let output = command().args(["check", "--issuer", "https://i.example", "--audience", "a"]).output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("where is the backend? Write --upstream http://127.0.0.1:8000"), "{said}");
 }
 
 #[test]

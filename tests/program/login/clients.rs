@@ -337,7 +337,7 @@ async fn check_says_what_to_register_and_online_what_the_provider_lacks() {
     for part in [
         "tokens      none are accepted: people sign in,",
         "everything else: a user who has signed in",
-        "those of a sign-in live on while its session is renewed, and end with it",
+        "those of a sign-in stay open while its session is renewed, and end with it",
         "by cookie, 12h, encrypted with a key of each process; DELETE /.vestibule/session",
         "hosts       localhost and loopback addresses\n",
         "without one, a person who is removed at oidc stays signed in for up to 12h",
@@ -358,7 +358,7 @@ async fn check_says_what_to_register_and_online_what_the_provider_lacks() {
         "tokens      from Authorization",
         "everything else: a valid token",
         "closed with 4401",
-        "those of a sign-in live on while its session is renewed, and end with it",
+        "those of a sign-in stay open while its session is renewed, and end with it",
         "by cookie, 12h from a sign-in, as long as the token from a POST,",
         "hosts       localhost, other.example.com\n",
         "without one, sign-ins fail (renew: required)",
