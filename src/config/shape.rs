@@ -63,10 +63,10 @@ pub struct Config {
     pub origins: Vec<String>,
     /// The listener for operators serves `/status`, `/metrics`, `/healthz`, `/readyz` and `/assertion-keys.json`, to
     /// GET only. If the key is not written, it listens on `127.0.0.1:9180` if that port is free. null: there is no such
-    /// listener. A change needs a restart.
+    /// listener. A change of its address needs a restart.
     pub admin: Option<Admin>,
     /// The control listener accepts revocations (`POST /revoke`) and the request to drain (`POST /drain`). null: there
-    /// is no such listener. A change needs a restart.
+    /// is no such listener. A change of its address or of `revocation_file` needs a restart.
     pub control: Option<Control>,
     /// Several instances share revocations, sign-outs, sign-in sessions and some limits through this Redis or Valkey
     /// server. null: each instance knows only its own. The URL alone may be written in place of the mapping. A change
