@@ -179,7 +179,7 @@ impl Check {
                     self.error(
                         "browser.session",
                         format!(
-                            "a session has no token here, and {} is to get one (upstream.token_to); remove one of the two",
+                            "without browser.login a session has no token, and {} is to get one (upstream.token_to); remove one of the two",
                             upstream.url
                         ),
                     );

@@ -367,7 +367,7 @@ fn every_mistake_says_where_and_what_to_do() {
             "dialects.none: is the name of a built-in dialect; choose another",
         ),
         ("upstream: http://a\nproviders: [{ preset: introspection, audience: any, remote: { url: \"https://i/x\", client_id: v, client_secret: x } }, { preset: supabase, project: abc, user_prefix: s, remote: { mode: also, secret_key: x } }]\nbrowser: { session: { max_age: 1h } }\n".to_owned(), "browser.session.max_age: provider supabase is asked about every token (remote.mode: also)"),
-        ("upstream: { url: http://a, token_to: { http: header } }\nbrowser: { session: {} }\n".to_owned(), "browser.session: a session of ours holds no token, and http://a is to get one"),
+        ("upstream: { url: http://a, token_to: { http: header } }\nbrowser: { session: {} }\n".to_owned(), "browser.session: without browser.login a session has no token, and http://a is to get one"),
         ("upstream: http://a\nbrowser: { session: { secret: short } }\n".to_owned(), "browser.session.secret: has 5 bytes, and needs at least 32"),
         ("upstream: http://a\nproviders: [{ preset: entra, audience: a, tenant: organizations }]\n".to_owned(), "providers[0].tenant: \"organizations\" stands for many tenants, and a token names one; write the tenant's id, and a provider for each tenant"),
         ("upstream: http://a\nproviders: [{ preset: entra, audience: a, tenant: contoso.onmicrosoft.com }]\n".to_owned(), "providers[0].tenant: \"contoso.onmicrosoft.com\" is not a tenant's id"),
