@@ -61,14 +61,21 @@ impl NameLookup {
     where
         F: Future<Output = io::Result<Arc<[SocketAddr]>>> + Send + 'static,
     {
-        let mut found = {
+        let (mut found, task) = {
             let mut underway = lock(&self.0);
             let is_full = underway.lookups.len() >= MAX_LOOKUPS;
             match underway.lookups.last() {
-                Some(newest) if is_full || newest.began.elapsed() < JOINED_FOR => newest.found.clone(),
-                _ => self.begin(&mut underway, begin()),
+                Some(newest) if is_full || newest.began.elapsed() < JOINED_FOR => (newest.found.clone(), None),
+                _ => {
+                    let (found, task) = self.begin(&mut underway, begin());
+                    (found, Some(task))
+                }
             }
         };
+        // Without the lock: a runtime that is shutting down drops the task here, and its entry takes the lock.
+        if let Some(task) = task {
+            tokio::spawn(task);
+        }
         let found = found.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
         match found {
             Some(Ok(addresses)) => Ok(addresses),
@@ -77,23 +84,37 @@ impl NameLookup {
         }
     }
 
+    /// Adds a lookup to those under way. Returns the receiver of its result, and its task.
     fn begin(
         &self,
         underway: &mut Underway,
         lookup: impl Future<Output = io::Result<Arc<[SocketAddr]>>> + Send + 'static,
-    ) -> watch::Receiver<Option<Found>> {
+    ) -> (watch::Receiver<Option<Found>>, impl Future<Output = ()> + Send + 'static) {
         let (report, found) = watch::channel(None);
         let id = underway.next_id;
         underway.next_id += 1;
         underway.lookups.push(Lookup { id, began: Instant::now(), found: found.clone() });
-        let underway = Arc::clone(&self.0);
-        tokio::spawn(async move {
+        let entry = Entry { underway: Arc::clone(&self.0), id };
+        let task = async move {
             let result = lookup.await.map_err(|error| (error.kind(), error.to_string().into()));
             // A request that comes now begins another lookup: nothing is remembered.
-            lock(&underway).lookups.retain(|lookup| lookup.id != id);
+            drop(entry);
             report.send_replace(Some(result));
-        });
-        found
+        };
+        (found, task)
+    }
+}
+
+/// The entry of a lookup among those under way. It is removed when dropped, also where the lookup panics: one that stayed
+/// would be joined, or counted, for ever.
+struct Entry {
+    underway: Arc<Mutex<Underway>>,
+    id: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.underway).lookups.retain(|lookup| lookup.id != self.id);
     }
 }
 
@@ -169,6 +190,17 @@ mod tests {
         sleep(Duration::from_millis(1)).await;
         server.ask_in_vain().await;
         assert_eq!(server.asked(), MAX_LOOKUPS + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lookups_that_panic_do_not_remain_under_way() {
+        let server = Server::start();
+        for _ in 0..=MAX_LOOKUPS {
+            let ended = server.lookup.join_or_begin(|| async { panic!("a resolver that panics") }).await;
+            assert_eq!(ended.expect_err("no result").to_string(), "the lookup was ended");
+        }
+        server.answers.add_permits(1);
+        assert_eq!(&*server.addresses().await.expect("found"), [ADDRESS]);
     }
 
     #[tokio::test]

@@ -149,8 +149,7 @@ impl Upstream {
 
     /// Opens a connection and closes it again.
     async fn check(self: Arc<Self>) {
-        let connected = self.connect().await;
-        self.health.end_check(connected.as_ref().err().map(|error| error as _));
+        self.health.run_check(self.connect()).await;
     }
 
     async fn is_reachable(&self) -> bool {

@@ -83,13 +83,13 @@ impl HealthRecord {
         begins
     }
 
-    /// Ends a check; `failure` is `None` if it connected.
-    pub(super) fn end_check(&self, failure: Option<&dyn std::error::Error>) {
-        match failure {
-            Some(error) => self.record_failure(error),
-            None => self.update(|observed| observed.connected = Some(Instant::now())),
+    /// Runs a check that [`Self::begin_check`] has begun, and records its result.
+    pub(super) async fn run_check<T, E: std::error::Error>(&self, check: impl Future<Output = Result<T, E>>) {
+        let _running = RunningCheck(self);
+        match check.await {
+            Err(error) => self.record_failure(&error),
+            Ok(_) => self.update(|observed| observed.connected = Some(Instant::now())),
         }
-        self.update(|observed| observed.is_being_checked = false);
     }
 
     /// Returns the observations up to now.
@@ -104,5 +104,37 @@ impl HealthRecord {
             connected: observed.connected.map(|at| at.elapsed()),
             failed: observed.failed.as_ref().map(|(at, error)| (at.elapsed(), error.clone())),
         }
+    }
+}
+
+/// A check that is running. It ends when this is dropped, also by a panic: a mark that stayed would prevent all further
+/// checks.
+struct RunningCheck<'a>(&'a HealthRecord);
+
+impl Drop for RunningCheck<'_> {
+    fn drop(&mut self) {
+        self.0.update(|observed| observed.is_being_checked = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_check_that_panics_another_can_begin() {
+        let health = Arc::new(HealthRecord::default());
+        assert!(health.begin_check(Duration::ZERO));
+        assert!(!health.begin_check(Duration::ZERO), "one at a time");
+        let checked = Arc::clone(&health);
+        let check = async move { checked.run_check(async { panics() }).await };
+        assert!(tokio::spawn(check).await.expect_err("a panic").is_panic());
+        assert!(health.begin_check(Duration::ZERO));
+    }
+
+    fn panics() -> std::io::Result<()> {
+        panic!("a check that panics")
     }
 }

@@ -152,6 +152,7 @@ impl LoginSession {
 
     /// Runs one renewal, if no other instance is running it.
     async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
+        let mut running = RunningRenewal { session: &self, sessions: &sessions, has_outcome: false };
         let outcome = match sessions.login(&self.provider).filter(|login| self.is_of(login)) {
             None => Err(LoginError::down("the configuration no longer has its login".to_owned())),
             Some(login) => match sessions.take_turn(&self, &login).await {
@@ -192,9 +193,7 @@ impl LoginSession {
                 state.has_failed = true;
             }
         }
-        self.lock().is_renewing = false;
-        self.finished.send_modify(|count| *count += 1);
-        sessions.renewing.send_modify(|count| *count = count.saturating_sub(1));
+        running.has_outcome = true;
     }
 
     /// Renews the session at its provider, with a second attempt if the provider is unavailable, and publishes the
@@ -380,6 +379,31 @@ impl LoginSession {
     }
 }
 
+/// A renewal in progress. It ends when this is dropped, also by a panic: a mark that stayed would prevent all further
+/// renewals of the session.
+struct RunningRenewal<'a> {
+    session: &'a LoginSession,
+    sessions: &'a LoginSessions,
+    /// Whether the outcome was recorded. A panic prevents that.
+    has_outcome: bool,
+}
+
+impl Drop for RunningRenewal<'_> {
+    fn drop(&mut self) {
+        let mut state = self.session.lock();
+        if !self.has_outcome {
+            // The next attempt may end in the same way.
+            state.next_try = unix_millis().saturating_add(RETRY);
+            state.has_failed = true;
+        }
+        state.is_renewing = false;
+        drop(state);
+        // The mark is cleared before the count grows, see `renewed`.
+        self.session.finished.send_modify(|count| *count += 1);
+        self.sessions.renewing.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
 /// Returns the Unix time in milliseconds of the next renewal: at random between 70 and 90 % of the remaining lifetime,
 /// so that sessions that began together are not renewed together, and at least 30 s before the end of a lifetime of 150
 /// s or more.
@@ -446,6 +470,27 @@ mod tests {
         }
         let _open = session.socket(&sessions);
         assert_eq!(tasks(), 1, "the next socket starts it anew");
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_panics_has_failed_and_the_next_one_can_begin() {
+        let (session, sessions) = (session(), Arc::new(LoginSessions::new(Arc::default())));
+        sessions.on_renewal(Box::new(|_, _| panic!("a renewal that panics")));
+        for _ in 0..2 {
+            let began = unix_millis();
+            {
+                let mut state = session.lock();
+                (state.renew_at, state.next_try) = (0, 0);
+            }
+            let renewal = session.renew_if_due(&sessions).expect("due");
+            let ended = async {
+                session.renewed(renewal).await;
+                sessions.renewals_done().await;
+            };
+            tokio::time::timeout(Duration::from_secs(30), ended).await.expect("ends");
+            let state = session.lock();
+            assert!(!state.is_renewing && state.has_failed && state.next_try >= began + RETRY);
+        }
     }
 
     #[test]
