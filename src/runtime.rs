@@ -163,6 +163,7 @@ impl ProxyState {
     pub fn start(policy: Policy, revocations: Revocations) -> Result<Self, EngineError> {
         let revocations = Arc::new(revocations);
         let metrics = Arc::new(Metrics::default());
+        revocations.count_writes_by(metrics.revocation_writes.clone());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
         let (notifier, drain, budget) = (Notifier::default(), Drain::default(), MemoryBudget::default());
         budget.set_limit(runtime.policy.memory.unauthenticated_bytes);

@@ -21,7 +21,7 @@ pub use access::{
 pub use audit::{Audit, AuditEvent};
 pub use format::{set_level, start};
 pub use label::Label;
-pub use metrics::{KeySetGauges, LogoutOutcome, Metrics, PassedBytes, RenewalOutcome, SignInOutcome};
+pub use metrics::{FileWrites, KeySetGauges, LogoutOutcome, Metrics, PassedBytes, RenewalOutcome, SignInOutcome};
 pub use open_line::OpenLine;
 pub use outcome::{AnsweredBy, Outcome, TOKEN_OUTCOMES};
 pub use output::{Format, flush, write_soon};

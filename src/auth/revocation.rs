@@ -26,6 +26,7 @@ use super::identity::log_digest;
 use super::revocation_keys::{RevocationKey, RevocationKeys};
 use super::{Identity, Rejection, unix_seconds};
 use crate::policy::{Claim, ProviderSpec};
+use crate::telemetry::FileWrites;
 
 use entry::Tally;
 pub use entry::{CopyDigest, EntryKind, NAME_BYTES, SharedEntry, TIMES_BYTES};
@@ -319,6 +320,13 @@ impl Revocations {
         }
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
         Ok(count)
+    }
+
+    /// Counts each write to the file by these counters from now on, if there is a file. Only the first call counts.
+    pub fn count_writes_by(&self, writes: FileWrites) {
+        if let Some(file) = &*self.file.lock().unwrap_or_else(PoisonError::into_inner) {
+            file.count_writes_by(writes);
+        }
     }
 
     /// Returns the number of revocations, including some that have just expired.

@@ -102,11 +102,24 @@ const LIMITS: [&str; 8] = [
     "held_message_bytes",
 ];
 const RELOADS: [&str; 2] = ["ok", "refused"];
+const WRITES: [&str; 2] = ["ok", "failed"];
 /// The source revision, if the build set it.
 const REVISION: &str = match option_env!("VESTIBULE_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
+
+/// The counters of writes to a file.
+#[derive(Clone, Debug, Default)]
+pub struct FileWrites(Family<Outcome, Counter>);
+
+impl FileWrites {
+    /// Counts a write.
+    pub fn count(&self, succeeded: bool) {
+        let [ok, failed] = WRITES;
+        self.0.get_or_create(&Outcome { outcome: if succeeded { ok } else { failed } }).inc();
+    }
+}
 
 /// All metrics.
 pub struct Metrics {
@@ -123,6 +136,8 @@ pub struct Metrics {
     pub shared: SharedMetrics,
     /// The metrics of `WebSockets`.
     pub sockets: Sockets,
+    /// The counters of writes to `control.revocation_file`.
+    pub revocation_writes: FileWrites,
     limited: Family<Limit, Counter>,
     connections: Family<OfListener, Gauge>,
     certificates: Family<OfListener, Gauge>,
@@ -147,6 +162,10 @@ impl Default for Metrics {
         let (build, draining) = (Family::<Build, Gauge>::default(), Gauge::default());
         let last_reload = Gauge::default();
         last_reload.set(1);
+        let revocation_writes = FileWrites::default();
+        for outcome in WRITES {
+            revocation_writes.0.get_or_create_owned(&Outcome { outcome });
+        }
         for limit in LIMITS {
             limited.get_or_create_owned(&Limit { limit });
         }
@@ -158,6 +177,8 @@ impl Default for Metrics {
         registry.register("connections_open", "Client connections, including sockets", connections.clone());
         let at = "Time when a certificate of a listener's chain expires, the first of all to do so";
         registry.register("certificate_not_after_timestamp_seconds", at, certificates.clone());
+        let written = "Revocations and sign-outs that were written to control.revocation_file";
+        registry.register("revocation_file_writes", written, revocation_writes.0.clone());
         registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
         let is_current = "Whether the configuration on disk was accepted when it was last read";
         registry.register("config_last_reload_successful", is_current, last_reload.clone());
@@ -172,6 +193,7 @@ impl Default for Metrics {
             requests,
             shared,
             sockets,
+            revocation_writes,
             limited,
             connections,
             certificates,

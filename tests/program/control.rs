@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::fixture::{open_socket, outcome};
 use crate::support::backend::Backend;
-use crate::support::client::{Client, bearer, request};
+use crate::support::client::{Client, bearer, get, request};
 use crate::support::control::post;
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, TempFile};
@@ -296,7 +296,17 @@ async fn what_cannot_be_written_down_is_in_force_and_says_so() {
     let folder = name("folder");
     std::fs::create_dir(&folder.0).expect("made");
     let file = format!(", revocation_file: \"{}/revocations\"", folder.path());
-    let (fixture, _file) = fixture("limits: { revocations: 2, sign_outs: 2 }\n", &file).await;
+    let more = "limits: { revocations: 2, sign_outs: 2 }\nadmin: { listen: \"127.0.0.1:0\" }\n";
+    let (fixture, _file) = fixture(more, &file).await;
+    let admin = fixture.proxy.admin();
+    let counts = async |ok: usize, failed: usize| {
+        let text = get(admin, "/metrics", &[]).await.body;
+        for (outcome, count) in [("ok", ok), ("failed", failed)] {
+            let line = format!("vestibule_revocation_file_writes_total{{outcome=\"{outcome}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+    };
+    counts(0, 0).await;
     for _ in 0..16 {
         assert_eq!(fixture.revoke(json!({"sub": "bob"})).await, 204);
     }
@@ -305,6 +315,7 @@ async fn what_cannot_be_written_down_is_in_force_and_says_so() {
     assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 500);
     assert_eq!(fixture.outcome(&fixture.issuer.token("alice")).await, "invalid_token");
     fixture.proxy.logged("the reason", |line| line.contains("writing control.revocation_file failed")).await;
+    counts(16, 1).await;
 }
 
 #[tokio::test]

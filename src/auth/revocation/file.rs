@@ -5,12 +5,13 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
 use super::{BROWSER_SESSIONS, RevocationTarget};
 use crate::json;
+use crate::telemetry::FileWrites;
 
 /// The reason why the revocation file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,7 @@ pub(super) struct RevocationFile {
     path: PathBuf,
     limit: usize,
     open: Mutex<Open>,
+    writes: OnceLock<FileWrites>,
 }
 
 #[derive(Debug)]
@@ -117,11 +119,24 @@ impl RevocationFile {
         let records = read(path, now)?;
         let file = rewrite(path, &records)?;
         let open = Mutex::new(Open::new(file, records.len(), path)?);
-        Ok((Self { path: path.to_owned(), limit, open }, records))
+        Ok((Self { path: path.to_owned(), limit, open, writes: OnceLock::new() }, records))
+    }
+
+    /// Counts each append by these counters from now on. Only the first call counts.
+    pub(super) fn count_writes_by(&self, writes: FileWrites) {
+        let _ = self.writes.set(writes);
     }
 
     /// Appends a record and returns when it is on the disk.
     pub(super) fn append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
+        let appended = self.try_append(record, now);
+        if let Some(writes) = self.writes.get() {
+            writes.count(appended.is_ok());
+        }
+        appended
+    }
+
+    fn try_append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // The next process, which starts before this one has stopped, or an editor may have put another file in its place.
         let was_replaced = std::fs::metadata(&self.path).map_or(true, |there| id_of(&there) != open.id);
