@@ -1,17 +1,27 @@
 //! The revocation file: one JSON object per line, appended and synced before the revocation is confirmed. The file is
 //! rewritten without expired lines when it is opened, and when it has twice as many lines as revocations can be kept.
+//!
+//! Several processes may have the same file, for example during a rolling update. Each holds a lock while it rewrites or
+//! appends: a line that is appended between another's reading and renaming would be lost.
 
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{BROWSER_SESSIONS, RevocationTarget};
 use crate::json;
 use crate::telemetry::FileWrites;
+
+/// The maximum time for which another process's lock is waited for. It is held while the file is read and written, so for
+/// longer only by a process that is stopped, or on a file system that hangs.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// The interval at which it is tried again. The system has no wait for a lock that ends at a time.
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// The reason why the revocation file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +113,18 @@ impl Open {
         let metadata = file.metadata().map_err(|source| failed(path, source))?;
         Ok(Self { id: id_of(&metadata), file, lines })
     }
+
+    /// Returns whether the open file is the one at the path, and ends with a whole line.
+    fn can_continue(&self, path: &Path) -> bool {
+        let Ok(mut there) = File::open(path) else { return false };
+        let mut last = [0];
+        there.metadata().is_ok_and(|there| id_of(&there) == self.id)
+            && match there.seek(SeekFrom::End(-1)) {
+                Ok(_) => there.read_exact(&mut last).is_ok() && last == *b"\n",
+                // It is empty.
+                Err(_) => true,
+            }
+    }
 }
 
 fn id_of(metadata: &Metadata) -> (u64, u64) {
@@ -116,7 +138,8 @@ fn failed(path: &Path, source: io::Error) -> RevocationFileError {
 impl RevocationFile {
     /// Reads the records that have not expired and rewrites the file with only these. Creates the file if necessary.
     pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), RevocationFileError> {
-        let records = read(path, now)?;
+        let _lock = lock(path, LOCK_WAIT)?;
+        let Content { records, .. } = read(path, now)?;
         let file = rewrite(path, &records)?;
         let open = Mutex::new(Open::new(file, records.len(), path)?);
         Ok((Self { path: path.to_owned(), limit, open, writes: OnceLock::new() }, records))
@@ -138,11 +161,16 @@ impl RevocationFile {
 
     fn try_append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        // The next process, which starts before this one has stopped, or an editor may have put another file in its place.
-        let was_replaced = std::fs::metadata(&self.path).map_or(true, |there| id_of(&there) != open.id);
-        if was_replaced || open.lines >= self.limit.saturating_mul(2).max(16) {
-            let records = read(&self.path, now)?;
-            *open = Open::new(rewrite(&self.path, &records)?, records.len(), &self.path)?;
+        let _lock = lock(&self.path, LOCK_WAIT)?;
+        let max_lines = self.limit.saturating_mul(2).max(16);
+        if open.lines >= max_lines || !open.can_continue(&self.path) {
+            // Another process or an editor may have put another file in its place, or have stopped within a line.
+            let Content { records, lines, is_whole } = read(&self.path, now)?;
+            *open = if is_whole && lines < max_lines {
+                Open::new(open_to_append(&self.path)?, lines, &self.path)?
+            } else {
+                Open::new(rewrite(&self.path, &records)?, records.len(), &self.path)?
+            };
         }
         let line = record.line();
         let written = open.file.write_all(line.as_bytes()).and_then(|()| open.file.sync_data());
@@ -166,17 +194,28 @@ impl RevocationFile {
     }
 }
 
-fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+/// What the file has.
+struct Content {
+    /// The records that have not expired, one for each target.
+    records: Vec<Record>,
+    /// The number of lines.
+    lines: usize,
+    /// Whether the file exists and its last line is complete.
+    is_whole: bool,
+}
+
+fn read(path: &Path, now: u64) -> Result<Content, RevocationFileError> {
+    let (bytes, exists) = match std::fs::read(path) {
+        Ok(bytes) => (bytes, true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), false),
         Err(source) => return Err(failed(path, source)),
     };
     // A last line without a line break was being written when the process ended; it was never confirmed.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
-    let lines = whole.split(|byte| *byte == b'\n').enumerate();
+    let mut lines = 0;
     let mut records: Vec<Record> = Vec::new();
-    for (index, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
+    let numbered = whole.split(|byte| *byte == b'\n').enumerate();
+    for (index, line) in numbered.inspect(|_| lines += 1).filter(|(_, line)| !line.trim_ascii().is_empty()) {
         let record = Record::read(line)
             .ok_or_else(|| RevocationFileError::Line { path: path.display().to_string(), line: index + 1 })?;
         if record.until > now {
@@ -189,7 +228,7 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
     records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone(), record.browser.clone())));
     records.reverse();
     remove_covered_sign_outs(&mut records);
-    Ok(records)
+    Ok(Content { records, lines, is_whole: exists && bytes.last().is_none_or(|last| *last == b'\n') })
 }
 
 /// Removes sign-outs of single sessions that a later line for all sessions of the same user covers.
@@ -210,13 +249,37 @@ fn remove_covered_sign_outs(records: &mut Vec<Record>) {
     });
 }
 
+/// Returns the path of a file beside this one.
+fn beside(path: &Path, extension: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(extension);
+    PathBuf::from(beside)
+}
+
+/// Waits for the lock of the file, which is that of a file beside it, since the file itself is replaced. It is released
+/// when the returned file is dropped. On a file system without locks there is none: one process alone needs none.
+fn lock(path: &Path, wait: Duration) -> Result<Option<File>, RevocationFileError> {
+    let path = beside(path, ".lock");
+    let failed = |source| failed(&path, source);
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    let deadline = Instant::now() + wait;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::Error(_)) => return Ok(None),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => {
+                return Err(failed(io::Error::new(io::ErrorKind::TimedOut, "another process holds the lock")));
+            }
+        }
+    }
+}
+
 /// Writes a new file and renames it over the old one, so that a crash leaves one of the two complete, and the new one once
 /// this has returned.
 fn rewrite(path: &Path, records: &[Record]) -> Result<File, RevocationFileError> {
     let failed = |source| failed(path, source);
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
+    let beside = beside(path, ".new");
     let mut file =
         OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
     for record in records {
@@ -224,6 +287,12 @@ fn rewrite(path: &Path, records: &[Record]) -> Result<File, RevocationFileError>
     }
     file.sync_all().map_err(failed)?;
     std::fs::rename(&beside, path).map_err(failed)?;
+    open_to_append(path)
+}
+
+/// Opens the file at the path, whoever has put it there.
+fn open_to_append(path: &Path) -> Result<File, RevocationFileError> {
+    let failed = |source| failed(path, source);
     // Lines that are written and synced after this must not be lost with the new name of their file.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match File::open(folder).and_then(|folder| folder.sync_all()) {
@@ -248,7 +317,9 @@ mod tests {
 
     impl Drop for Scratch {
         fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
+            for path in [self.0.clone(), beside(&self.0, ".lock")] {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 
@@ -292,6 +363,55 @@ mod tests {
     }
 
     #[test]
+    fn processes_with_one_file_do_not_rewrite_it_in_turn() {
+        let path = Scratch::new("turns");
+        let [former, next] = [1, 2].map(|_| RevocationFile::open(&path.0, 10, 0).expect("opens").0);
+        let number = || std::fs::metadata(&path.0).expect("there").ino();
+        let before = number();
+        for turn in 0..8 {
+            for (file, name) in [(&former, "former"), (&next, "next")] {
+                let user = RevocationTarget::User(format!("{name}-{turn}"));
+                file.append(&record(user, 1, 100), 1).expect("kept");
+                assert_eq!(number(), before);
+            }
+        }
+        // One of them stops within a line.
+        let mut file = OpenOptions::new().append(true).open(&path.0).expect("opens");
+        file.write_all(b"{\"issuer\":\"i\",\"su").expect("written");
+        next.append(&record(RevocationTarget::User("last".into()), 1, 100), 1).expect("kept");
+        assert_eq!(RevocationFile::open(&path.0, 10, 2).expect("opens").1.len(), 17);
+    }
+
+    #[test]
+    fn nothing_is_lost_while_another_process_rewrites_the_file() {
+        let path = Scratch::new("at-once");
+        let open = || RevocationFile::open(&path.0, 8, 0).expect("opens").0;
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "c"] {
+                let file = open();
+                scope.spawn(move || {
+                    // From the 16th line on each append rewrites the file.
+                    for turn in 0..60 {
+                        let user = RevocationTarget::User(format!("{name}-{turn}"));
+                        file.append(&record(user, 1, 100), 1).expect("kept");
+                    }
+                });
+            }
+        });
+        assert_eq!(RevocationFile::open(&path.0, 8, 2).expect("opens").1.len(), 180);
+    }
+
+    #[test]
+    fn a_lock_that_another_process_holds_is_waited_for_within_a_limit() {
+        let path = Scratch::new("lock");
+        let held = lock(&path.0, LOCK_WAIT).expect("locked");
+        let late = lock(&path.0, Duration::from_millis(20)).expect_err("held").to_string();
+        assert!(late.ends_with(".lock: another process holds the lock"), "{late}");
+        drop(held);
+        lock(&path.0, Duration::ZERO).expect("locked");
+    }
+
+    #[test]
     fn it_does_not_grow_without_end() {
         let path = Scratch::new("grow");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
@@ -305,19 +425,14 @@ mod tests {
     fn after_a_line_that_could_not_be_written_the_next_stands_alone() {
         let path = Scratch::new("half");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
-        let whole = std::mem::replace(&mut file.open.lock().expect("lock").file, full_disk(&path.0));
-        drop(whole);
+        file.fill_disk_once();
         assert!(file.append(&record(RevocationTarget::User("lost".into()), 1, 100), 1).is_err());
+        // A part of its line is there.
+        let mut there = OpenOptions::new().append(true).open(&path.0).expect("opens");
+        there.write_all(b"{\"issuer\":\"i\",\"su").expect("written");
         file.append(&record(RevocationTarget::User("kept".into()), 2, 100), 2).expect("kept");
         let (_file, records) = RevocationFile::open(&path.0, 10, 3).expect("opens");
         assert_eq!(ids(&records), [(RevocationTarget::User("kept".into()), 2)]);
-    }
-
-    /// Returns a file in which half a line was written before the disk was full.
-    fn full_disk(path: &Path) -> File {
-        let mut file = OpenOptions::new().append(true).open(path).expect("opens");
-        file.write_all(b"{\"issuer\":\"i\",\"su").expect("written");
-        OpenOptions::new().write(true).open("/dev/full").expect("opens")
     }
 
     #[test]
