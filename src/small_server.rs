@@ -1,6 +1,6 @@
 //! A small HTTP server for the admin and control listeners: at most 16 connections, one request each, ten seconds per
 //! request. At the limit the oldest connection without a complete request head is closed, so that idle connections
-//! cannot block others.
+//! cannot block others; where there is none, the oldest one that is sending its response.
 //!
 //! This module imports nothing of the proxy. It owns sockets and limits; the handler makes the responses.
 
@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -133,22 +133,21 @@ impl Listener {
             let handler = handler.clone();
             connections.retain(|connection| !connection.closed.is_cancelled());
             if permits.available_permits() == 0
-                && let Some(at) =
-                    connections.iter().position(|connection| !connection.is_served.load(Ordering::Relaxed))
-                && let Some(oldest) = connections.remove(at)
+                && let Some(at) = first_to_close(&connections)
+                && let Some(closed) = connections.remove(at)
             {
-                oldest.closed.cancel();
+                closed.closed.cancel();
             }
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             let state = ConnectionState::default();
             connections.push_back(state.clone());
             tokio::spawn(async move {
-                let ConnectionState { closed, is_served } = state;
+                let ConnectionState { closed, phase } = state;
                 let served = async {
                     match stream {
-                        Stream::Unix(stream) => serve_request(stream, handler, &is_served).await,
-                        Stream::Tcp(stream) => serve_request(stream, handler, &is_served).await,
+                        Stream::Unix(stream) => serve_request(stream, handler, &phase).await,
+                        Stream::Tcp(stream) => serve_request(stream, handler, &phase).await,
                     }
                 };
                 tokio::select! {
@@ -179,26 +178,37 @@ pub async fn accept<T, A: Future<Output = io::Result<T>>>(mut next: impl FnMut()
 /// The state of a connection, for the acceptor.
 #[derive(Clone, Default)]
 struct ConnectionState {
-    /// Whether the request head is complete and the response is being made.
-    is_served: Arc<AtomicBool>,
+    /// [`READING`], [`MAKING_RESPONSE`] or [`SENDING`].
+    phase: Arc<AtomicU8>,
     /// The token that is cancelled to close the connection, and when it has ended.
     closed: CancellationToken,
 }
 
-async fn serve_request<H, F>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    handler: H,
-    is_served: &AtomicBool,
-) where
+/// The phase of a connection without a complete request head.
+const READING: u8 = 0;
+/// The phase in which the handler makes the response.
+const MAKING_RESPONSE: u8 = 1;
+/// The phase in which the client is sent the response, and may take its time.
+const SENDING: u8 = 2;
+
+/// Returns the index of the connection that makes room for another one: the oldest that is idle, else the oldest to which
+/// the response is being sent. `None` if all responses are being made.
+fn first_to_close(connections: &VecDeque<ConnectionState>) -> Option<usize> {
+    let first = |phase| connections.iter().position(|connection| connection.phase.load(Ordering::Relaxed) == phase);
+    first(READING).or_else(|| first(SENDING))
+}
+
+async fn serve_request<H, F>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handler: H, phase: &AtomicU8)
+where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = FullResponse>,
 {
     let service = service_fn(move |request| {
-        is_served.store(true, Ordering::Relaxed);
+        phase.store(MAKING_RESPONSE, Ordering::Relaxed);
         let answer = handler(request);
         async move {
             let answer = answer.await;
-            is_served.store(false, Ordering::Relaxed);
+            phase.store(SENDING, Ordering::Relaxed);
             Ok::<_, Infallible>(answer)
         }
     });
@@ -329,6 +339,29 @@ mod tests {
         let is_there = path.exists();
         let _ = std::fs::remove_file(&path);
         assert!(bound.is_err() && is_there, "{bound:?}");
+    }
+
+    #[tokio::test]
+    async fn idle_connections_make_room_before_one_that_is_being_answered() {
+        const BODY_BYTES: usize = 32 << 20;
+        let listener = Listener::tcp(([127, 0, 0, 1], 0).into()).expect("bound");
+        let address = listener.address().expect("an address");
+        let body = Bytes::from(vec![0; BODY_BYTES]);
+        let _server = listener.serve(move |_| std::future::ready(Response::new(Full::new(body.clone()))));
+        let mut slow = TcpStream::connect(address).await.expect("connected");
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+        let mut answer = vec![0; 1];
+        slow.read_exact(&mut answer).await.expect("the answer has begun");
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.expect("connected"));
+        }
+        // The oldest of them is closed before its head is late.
+        let began = tokio::time::Instant::now();
+        assert_eq!(idle[0].read(&mut [0]).await.expect("closed"), 0);
+        assert!(began.elapsed() < HEAD_TIMEOUT);
+        slow.read_to_end(&mut answer).await.expect("the whole answer");
+        assert!(answer.len() > BODY_BYTES, "{}", answer.len());
     }
 
     #[tokio::test(start_paused = true)]
