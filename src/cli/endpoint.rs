@@ -110,7 +110,7 @@ impl Endpoint {
     }
 }
 
-fn timed_out(limit: Duration) -> io::Error {
+pub(super) fn timed_out(limit: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()))
 }
 

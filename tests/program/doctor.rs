@@ -95,6 +95,22 @@ async fn a_sound_deployment_has_nothing_red() {
 }
 
 #[tokio::test]
+async fn its_own_token_in_a_url_is_not_in_the_table_of_those_that_clients_send() {
+    let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
+    let proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n")).await;
+    let says = yaml(&issuer, &backend, &format!("admin: {{ listen: \"{}\" }}\n", proxy.admin()));
+    let (_, _, text) = doctor(proxy.address, &says, &[]).await;
+    assert!(text.contains("?token= is taken out of a socket's URL"), "{text}");
+    let status = get(proxy.admin(), "/status", &[]).await.body;
+    assert!(status.contains("<h2>Tokens in URLs</h2>\n<p class=\"soft\">None since the start.</p>"), "{status}");
+    // Nobody can hide a user's token in that way.
+    let target = format!("/x?token={}", issuer.token("alice"));
+    Socket::try_open(proxy.address, &target, &["User-Agent: vestibule-doctor"]).await;
+    let status = get(proxy.admin(), "/status", &[]).await.body;
+    assert!(status.contains("<td>a client without Origin</td>"), "{status}");
+}
+
+#[tokio::test]
 async fn nobody_there_is_red_alone() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
     let (code, red, text) = doctor(([127, 0, 0, 1], 1).into(), &yaml(&issuer, &backend, ""), &[]).await;

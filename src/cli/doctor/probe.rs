@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::cli::endpoint::Endpoint;
+use crate::cli::endpoint::{Endpoint, timed_out};
 use crate::http::Socket;
 use crate::proxy::DOCTOR_USER_AGENT;
 
@@ -155,15 +155,25 @@ pub(super) enum Upgrade {
 /// Sends a WebSocket upgrade and, after a 101, a text message; reads up to the first frame that decides.
 ///
 /// # Errors
-/// Returns the reason why there is no answer, for the user.
+/// Returns the reason why there is no answer to the upgrade, for the user.
 pub(super) async fn upgrade(
     endpoint: &Endpoint,
     host: &str,
     target: &str,
     message: Option<&str>,
 ) -> Result<Upgrade, String> {
-    let attempt = async {
-        let mut socket = endpoint.connect(TIME_LIMIT).await?;
+    upgrade_within(TIME_LIMIT, endpoint, host, target, message).await
+}
+
+async fn upgrade_within(
+    limit: Duration,
+    endpoint: &Endpoint,
+    host: &str,
+    target: &str,
+    message: Option<&str>,
+) -> Result<Upgrade, String> {
+    let handshake = async {
+        let mut socket = endpoint.connect(limit).await?;
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {DOCTOR_USER_AGENT}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dmVzdGlidWxlLWRvY3Rvcg==\r\n\r\n"
         );
@@ -173,9 +183,14 @@ pub(super) async fn upgrade(
             head.push(socket.read_u8().await?);
         }
         let status = std::str::from_utf8(&head).ok().and_then(|head| head.get(9..12)?.parse().ok()).unwrap_or(0);
-        if status != 101 {
-            return Ok(Upgrade::Refused(status));
-        }
+        Ok((status, socket))
+    };
+    let handshake = timeout(limit, handshake).await.unwrap_or_else(|_| Err(timed_out(limit)));
+    let (status, mut socket) = handshake.map_err(|error: std::io::Error| error.to_string())?;
+    if status != 101 {
+        return Ok(Upgrade::Refused(status));
+    }
+    let frame = async {
         if let Some(text) = message {
             // A masked text frame whose masking key is zero (RFC 6455 section 5.2); texts are shorter than 126 bytes.
             let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap_or(125), 0, 0, 0, 0];
@@ -184,8 +199,8 @@ pub(super) async fn upgrade(
         }
         first_decisive_frame(&mut socket).await
     };
-    match timeout(TIME_LIMIT, attempt).await {
-        Ok(result) => result.map_err(|error: std::io::Error| error.to_string()),
+    match timeout(limit, frame).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Ok(Upgrade::Silent),
     }
 }
@@ -231,6 +246,23 @@ mod tests {
         for none in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0\r\n\r\n"] {
             assert!(answer(none).is_none(), "{none}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_upgrade_without_an_answer_is_not_a_silent_socket() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let endpoint = Endpoint::Http(listener.local_addr().expect("address"));
+        let limit = Duration::from_millis(300);
+        let upgrade = || upgrade_within(limit, &endpoint, "localhost", "/ws", None);
+        assert_eq!(upgrade().await, Err("no answer within 0 s".to_owned()));
+        let (_unanswered, _) = listener.accept().await.expect("accepted");
+        let answer = async {
+            let (mut socket, _) = listener.accept().await.expect("accepted");
+            socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.expect("sent");
+            socket
+        };
+        let (upgraded, _socket) = tokio::join!(upgrade(), answer);
+        assert_eq!(upgraded, Ok(Upgrade::Silent));
     }
 
     #[test]
