@@ -12,10 +12,8 @@ pub(super) fn section(body: &mut String, status: &Status) {
     let state = match (status.is_up, status.is_complete) {
         (true, true) => "The engine of the shared state answers.",
         (true, false) => "The first copy of the shared revocations is not complete: credentials get 503.",
-        (false, true) => "The engine of the shared state does not answer; this instance serves by its last copy.",
-        (false, false) => {
-            "The engine of the shared state does not answer, and nothing was loaded: credentials get 503."
-        }
+        (false, true) => "The engine of the shared state cannot be used; this instance serves by its last copy.",
+        (false, false) => "The engine of the shared state cannot be used, and nothing was loaded: credentials get 503.",
     };
     // Writing into a string does not fail.
     let _ = write!(body, "<h2>Instances</h2>\n<p>{state}");

@@ -31,6 +31,9 @@ const MOST_SHARES: u32 = 5;
 /// The maximum number of characters of an engine's error that are shown.
 const SHOWN: usize = 200;
 
+/// What the engine answers to a write when its memory is full, behind its code.
+const FULL: &str = "command not allowed when used memory > 'maxmemory'";
+
 /// The reason why the engine could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -65,6 +68,9 @@ pub enum EngineError {
     /// One answer is longer than any should be.
     #[error("an answer of the engine is too long")]
     AnswerTooLong,
+    /// The engine has no memory for what is written. It still answers what is read.
+    #[error("the engine is full, raise its maxmemory: {0}")]
+    Full(String),
     /// The engine refused a command, or the connection ended.
     #[error("{0}")]
     Refused(String),
@@ -95,7 +101,8 @@ impl From<RedisError> for EngineError {
         }
         // The text comes from the engine, so it is truncated and cleaned.
         let shown: String = error.to_string().chars().take(SHOWN).filter(|c| !c.is_control()).collect();
-        Self::Refused(shown)
+        // The errors of a script and of several commands have the code in other places.
+        if shown.contains(FULL) { Self::Full(shown) } else { Self::Refused(shown) }
     }
 }
 

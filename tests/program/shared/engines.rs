@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::fleet::{Fleet, timed};
 use crate::support::authority::Authority;
+use crate::support::client::get;
 use crate::support::engine::{Engine, command, is_installed};
 use crate::support::proxy::TempFolder;
 use crate::support::{unused_port, within};
@@ -44,6 +45,27 @@ async fn an_engine_with_a_user_of_its_own_whose_rights_are_the_documented_ones()
     // It is read at each connect.
     std::fs::write(fleet.folder.0.join("password"), "the-password").expect("written");
     wrong.is_ready(true).await;
+}
+
+#[tokio::test]
+async fn a_full_engine_is_said_to_be_full() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let instance = fleet.instance("").await;
+    let status = async || get(instance.admin, "/status", &[]).await.body;
+    assert!(status().await.contains("The engine of the shared state answers."));
+    fleet.engine.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
+    // It is in force here, and told the others when there is room.
+    assert_eq!(fleet.revoke(&instance, "alice").await, 503);
+    let full = "cannot be used; this instance serves by its last copy";
+    instance.until("a full engine", || async { status().await.contains(full) }).await;
+    let page = status().await;
+    assert!(page.contains("The last error: the engine is full, raise its maxmemory: "), "{page}");
+    fleet.engine.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"]).await;
+    let is_well = || async { status().await.contains("The engine of the shared state answers.") };
+    instance.until("room", is_well).await;
 }
 
 #[tokio::test]
