@@ -6,6 +6,7 @@
 mod bounded_file;
 mod changed;
 mod diagnostic;
+mod example;
 mod finding;
 mod read;
 pub mod reference;

@@ -15,6 +15,7 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::diagnostic::nearest;
+use super::example;
 use super::finding::{Finding, Place};
 use super::tree::{Key, Node, Value, join};
 
@@ -133,6 +134,26 @@ impl<'a> Reader<'a> {
             Value::Scalar { text, .. } if !text.is_empty() => "cannot be switched off with null",
             _ => "is empty",
         }
+    }
+
+    /// Describes the value where a mapping is expected. A text may be a secret, and is not repeated.
+    fn found(&self) -> &'a str {
+        match &self.node.value {
+            Value::Scalar { .. } if self.node.is_null() => "nothing",
+            Value::Scalar { text, .. } if matches!(text.as_str(), "true" | "on" | "yes") => text,
+            Value::Scalar { .. } => "a text",
+            Value::Sequence(_) => "a list",
+            Value::Mapping(_) => "a mapping",
+        }
+    }
+
+    /// Makes the error of a value where a mapping with these keys is expected.
+    fn no_mapping(&self, name: &str, keys: &[&str]) -> ShapeError {
+        let (example, keys) = (example::shown(name), listed(keys));
+        if self.node.is_null() {
+            return self.error(format!("{}; expected a mapping{example}; its keys are {keys}", self.absent()));
+        }
+        self.error(format!("expected a mapping, found {}{example}; its keys are {keys}", self.found()))
     }
 
     fn text(&self, expected: &str) -> Result<&'a str, ShapeError> {
@@ -267,8 +288,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
         match &self.node.value {
             Value::Mapping(entries) => self.visit_entries(entries, visitor),
-            Value::Sequence(_) => Err(self.error("expected a mapping (key: value), found a list")),
-            Value::Scalar { .. } => Err(self.error("expected a mapping (key: value)")),
+            _ => Err(self.error(format!("expected a mapping (key: value), found {}", self.found()))),
         }
     }
 
@@ -291,15 +311,12 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             }
             Value::Scalar { .. } if !node.is_null() => {
                 let Some((_, field)) = SHORT_FORMS.iter().find(|(short, _)| *short == name) else {
-                    return Err(self.error(format!("expected a mapping with {}", listed(fields))));
+                    return Err(self.no_mapping(name, fields));
                 };
                 let short = Short { reader: Some(self), field };
                 Self::placed(node, &path, visitor.visit_map(short))
             }
-            Value::Scalar { .. } => {
-                Err(self.error(format!("{}; expected a mapping with {}", self.absent(), listed(fields))))
-            }
-            Value::Sequence(_) => Err(self.error(format!("expected a mapping with {}, found a list", listed(fields)))),
+            Value::Scalar { .. } | Value::Sequence(_) => Err(self.no_mapping(name, fields)),
         }
     }
 

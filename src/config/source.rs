@@ -368,7 +368,16 @@ mod tests {
                 "routes: [{ path: /x, auth: nobody }]\n",
                 "routes[0].auth: \"nobody\" is not one of required, optional, none, deny",
             ),
-            ("log: loud\n", "log: expected a mapping with format, level, access, query, quiet"),
+            (
+                "log: loud\n",
+                "log: expected a mapping, found a text, as in `log: { level: debug }`; its keys are format, level, access, query, quiet",
+            ),
+            ("cors: true\n", "cors: expected a mapping, found true, as in `cors: {}`; its keys are allowed_methods"),
+            ("cors: [GET]\n", "cors: expected a mapping, found a list, as in `cors: {}`"),
+            (
+                "routes: [{ path: /x, require: true }]\n",
+                "routes[0].require: expected a mapping (key: value), found true",
+            ),
         ] {
             let report = load_yaml(yaml).expect_err(yaml).to_string();
             assert!(report.contains(expected), "{yaml}: {report}");

@@ -509,12 +509,20 @@ impl Check {
                 );
                 Some(Audience::Any)
             }
+            // Such keys need no audience. Why there are none is reported already.
+            None if keys.is_none() && names_own_key(provider, preset) => None,
             None => {
                 self.error(at, format!("any token of this issuer would be accepted, also one made for another application;\nset {at}.audience, or write `audience: any`"));
                 None
             }
         }
     }
+}
+
+/// Returns whether the provider has a key of its own, a secret or one in a PEM file, or should have one.
+fn names_own_key(provider: &config::Provider, preset: &Preset) -> bool {
+    let is_written = [&provider.secret, &provider.secret_file, &provider.jwks.pem_file].iter().any(|key| key.is_some());
+    is_written || preset.keys == DefaultKeys::Secret
 }
 
 /// Returns the part before the path of a discovery document, with which no issuer ends.

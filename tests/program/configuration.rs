@@ -106,6 +106,20 @@ fn a_key_file_without_a_usable_key_is_an_error() {
 }
 
 #[test]
+fn a_key_of_its_own_that_cannot_be_read_is_the_only_error() {
+    for key in [
+        "preset: jwt, jwks: { pem_file: /nowhere/key.pem }",
+        "preset: shared-secret, secret_file: /nowhere/secret",
+        "preset: shared-secret",
+    ] {
+        let (code, text) = check(&format!("upstream: http://a\nproviders: [{{ {key} }}]\n"), &[]);
+        assert_eq!(code, Some(2), "{key}: {text}");
+        assert!(text.trim_end().ends_with("\n1 error. Nothing was started."), "{key}: {text}");
+        assert!(text.contains("No such file or directory") || text.contains("has no secret"), "{key}: {text}");
+    }
+}
+
+#[test]
 fn a_clock_skew_that_accepts_ended_tokens_for_long_is_a_warning() {
     let yaml = |skew: &str| {
         format!(
@@ -284,7 +298,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ X-User-Id: sub, x_user_id: name }} }}\n"), "is the same name as"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells every caller why a token was refused"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: {{ connections: null }}\n"), "limits.connections: cannot be switched off with null; expected a whole number"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: ~\n"), "limits: cannot be switched off with null; expected a mapping with"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: ~\n"), "limits: cannot be switched off with null; expected a mapping, as in `limits: { connections: 10000 }`; its keys are connections"),
         (format!("{GOOD_PROVIDER}upstream: http://a\ntoken_from: {{ header: X-Token, basic: true }}\n"), "token_from.basic: needs Authorization in token_from.header"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [https://a.example]\ncors: {{ exposed_headers: [\"*\"] }}\n"), "cors.exposed_headers[0]: \"*\" is not a header name"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nbrowser: {{ session: {{ name: session }} }}\n"), "browser.session.name: \"session\" must be vestibule, or vestibule-"),
