@@ -80,6 +80,11 @@ impl Direction {
         if !self.frames.is_between_messages() {
             return None;
         }
+        self.take_all_queued()
+    }
+
+    /// Takes the queued messages, whose receiver is between two messages.
+    pub(super) fn take_all_queued(&mut self) -> Option<Vec<u8>> {
         let queue = self.queue.take()?;
         Some(queue.messages.into_iter().flat_map(|queued| queued.frame).collect())
     }

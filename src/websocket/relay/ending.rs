@@ -173,13 +173,14 @@ impl Relay {
             return;
         }
         let Some(closing) = &mut self.closing else { return };
-        let direction = &mut self.from_upstream.direction;
         let is_late = closing.message_end_timed_out() || self.upstream.eof;
+        let was_held = is_late && self.from_upstream.drop_held();
+        let direction = &mut self.from_upstream.direction;
         if is_late {
             direction.frames.abandon_partial();
         }
-        if direction.frames.is_between_messages() {
-            self.client.out().extend(direction.take_queued().into_iter().flatten());
+        if was_held || direction.frames.is_between_messages() {
+            self.client.out().extend(direction.take_all_queued().into_iter().flatten());
             self.client.out().extend(closing.error.take().into_iter().flatten());
             self.client.out().extend_from_slice(&closing.close);
         } else if is_late && direction.frames.is_between_frames() {

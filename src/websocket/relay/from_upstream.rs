@@ -50,6 +50,12 @@ impl FromUpstream {
         }
     }
 
+    /// Drops a text that is held back because it may be an answer. Returns whether there was one: nothing of it was
+    /// forwarded, so that the client is between two messages.
+    pub(super) fn drop_held(&mut self) -> bool {
+        self.awaited.as_mut().is_some_and(|awaited| awaited.text.take().is_some())
+    }
+
     /// Reads `input` from `at` on and forwards it to `out`, until the end of the input or a Close, which is returned.
     /// With `stops_between_messages` only the rest of a message that has begun is forwarded.
     ///

@@ -102,6 +102,18 @@ impl TestRelay {
         from_client: Vec<u8>,
         from_upstream: Vec<u8>,
     ) -> Self {
+        Self::prepared(limits, client, ours, from_client, from_upstream, |_| {})
+    }
+
+    /// Starts a relay after preparing it.
+    fn prepared(
+        limits: SocketLimits,
+        client: DuplexStream,
+        ours: Socket,
+        from_client: Vec<u8>,
+        from_upstream: Vec<u8>,
+        prepare: impl FnOnce(&mut Relay),
+    ) -> Self {
         let (upstream, theirs) = duplex(ROOM);
         let credential = Credential {
             identity: StoredIdentity::example(u64::MAX / 2_000),
@@ -127,7 +139,8 @@ impl TestRelay {
         let (notifier, is_denied) = (Notifier::default(), Arc::new(AtomicBool::new(false)));
         let authorizer = Box::new(TestAuthorizer(Arc::clone(&is_denied)));
         let passed = Metrics::default().sockets.opened(&"test".into(), None);
-        let relay = Relay::new(input, authorizer, notifier.subscribe_staggered(), Arc::new(limits), passed);
+        let mut relay = Relay::new(input, authorizer, notifier.subscribe_staggered(), Arc::new(limits), passed);
+        prepare(&mut relay);
         Self {
             client: TestPeer { stream: client, is_client: true },
             upstream: TestPeer { stream: upstream, is_client: false },

@@ -42,6 +42,29 @@ async fn an_ending_reaches_the_upstream_at_once_and_is_over_in_five_seconds_what
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ending_reaches_the_client_while_an_answer_of_the_upstream_is_held_back() {
+    for is_lost in [false, true] {
+        let (client, ours) = duplex(ROOM);
+        let ours = Socket::Memory(Box::new(ours));
+        let mut relayed = TestRelay::prepared(TIMES, client, ours, Vec::new(), Vec::new(), |relay| {
+            relay.from_upstream.await_answer(Arc::new(DialectSpec::vestibule()));
+        });
+        // A text that may be the answer to a refresh, and is not complete.
+        let answer = relayed.upstream.frame(Opcode::Text, br#"{"type":"auth_refreshed"}"#);
+        relayed.upstream.stream.write_all(&answer[..10]).await.expect("taken");
+        sleep(Duration::from_secs(1)).await;
+        let expected = if is_lost {
+            drop(relayed.upstream);
+            1011
+        } else {
+            relayed.denies();
+            1008
+        };
+        assert_eq!(relayed.client.next_close().await, Some(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_with_a_code_that_may_not_be_sent_is_1002() {
     for code in [999, 1005, 1006, 1015, 2000, 5000] {
         let mut relayed = TestRelay::start(TIMES);
