@@ -6,13 +6,14 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::config::Finding;
-use crate::file_work::{FILE_LIMIT, FileWork};
+use crate::file_work::{FILE_LIMIT, FileWork, FileWorkError};
 use crate::policy::Policy;
 use crate::runtime::ProxyState;
 use crate::telemetry;
@@ -101,6 +102,7 @@ pub struct Reload {
     rejected: Option<Rejected>,
     checking: FileWork<Vec<Fingerprint>>,
     loading: FileWork<(LoadResult, Vec<Fingerprint>)>,
+    replacing: FileWork<()>,
 }
 
 type LoadResult = Result<(LoadedPolicy, Watched), String>;
@@ -129,6 +131,7 @@ impl Reload {
             rejected: None,
             checking: FileWork::default(),
             loading: FileWork::default(),
+            replacing: FileWork::default(),
         }
     }
 
@@ -200,23 +203,25 @@ impl Reload {
         let is_new = |warning: &&Finding| !former.warnings.iter().any(|known| known.is_same(warning));
         let warnings: Vec<_> = loaded_policy.policy.warnings.iter().filter(is_new).cloned().collect();
         let level = loaded_policy.policy.log.level;
-        // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of
-        // providers and upstreams read the certificates that the system trusts.
-        let state = Arc::clone(&self.state);
-        let mut replacing = tokio::task::spawn_blocking(move || state.replace(loaded_policy.policy));
-        let replaced = if let Ok(replaced) = timeout(FILE_LIMIT, &mut replacing).await {
-            replaced
-        } else {
-            tracing::warn!(
-                "the certificates that the configuration and the system trust are not read within 10 s; check whether their file systems answer"
-            );
-            replacing.await
-        };
-        // The text of the error differs each time, and the reason must not, or each attempt would be reported.
-        replaced.map_err(|panic| {
-            tracing::debug!(error = %panic, "putting the configuration in force failed");
-            "internal error while the configuration was put in force".to_owned()
-        })?;
+        // Not on this thread, which accepts connections: the clients of providers and upstreams read the certificates that
+        // the system trusts, and these may be on a file system that hangs.
+        let (state, decided) = (Arc::clone(&self.state), Arc::new(AtomicBool::new(false)));
+        let decides = Arc::clone(&decided);
+        let replacing = move || state.replace_if(loaded_policy.policy, || !decides.swap(true, Ordering::AcqRel));
+        match self.replacing.run(FILE_LIMIT, replacing).await {
+            Ok(()) => {}
+            // The text of the error differs each time, and the reason must not, or each attempt would be reported.
+            Err(FileWorkError::Panicked(panic)) => {
+                tracing::debug!(error = %panic, "putting the configuration in force failed");
+                return Err("internal error while the configuration was put in force".to_owned());
+            }
+            // What comes of it later is dropped. If the thread was first, it is putting the policy in force just now.
+            Err(FileWorkError::Late) => {
+                if !decided.swap(true, Ordering::AcqRel) {
+                    return Err(format!("the certificates that the system trusts: {}", FileWorkError::Late));
+                }
+            }
+        }
         for warning in warnings {
             tracing::warn!("{warning}");
         }

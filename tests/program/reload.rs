@@ -3,10 +3,11 @@
 
 use serde_json::json;
 
+use crate::support::authority::Authority;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::{Issuer, Key, Mood};
-use crate::support::proxy::{Proxy, TempFile, TempFolder, is_reload};
+use crate::support::proxy::{Proxy, TempFile, TempFolder, command, is_reload};
 use crate::support::socket::Socket;
 
 struct Fixture {
@@ -329,4 +330,40 @@ async fn a_warning_is_logged_when_it_is_new_and_not_when_its_line_moves() {
     assert_eq!(count(&fixture.proxy), 1, "{:?}", fixture.proxy.log());
     assert!(fixture.reload(&format!("# A line more.\n{unused}")).await.contains("configuration reloaded"));
     assert_eq!(count(&fixture.proxy), 1, "{:?}", fixture.proxy.log());
+}
+
+/// Checks that a reload fails, and does not wait without end, while the certificates that the system trusts are not read: a
+/// pipe that nobody writes is read like a file on a mount that does not answer.
+#[tokio::test]
+async fn a_reload_whose_certificates_are_not_read_is_rejected_and_the_next_one_is_not() {
+    let (issuer, backend, folder) = (Issuer::start().await, Backend::start().await, TempFolder::new());
+    let (trusted, pem) = (folder.0.join("trusted.pem"), Authority::new().pem());
+    std::fs::copy(pem.path(), &trusted).expect("copied");
+    let mut program = command();
+    program.env("SSL_CERT_FILE", &trusted).env_remove("SSL_CERT_DIR");
+    let proxy = Proxy::with_command(&yaml(&issuer, &backend, ""), "debug", program).await;
+    std::fs::remove_file(&trusted).expect("removed");
+    assert!(std::process::Command::new("mkfifo").arg(&trusted).status().expect("mkfifo").success());
+    let before = proxy.log().len();
+    // The client of this upstream is made with these certificates.
+    let next = "routes: [{ path: /new, auth: none }, { path: /other, upstream: \"https://127.0.0.1:1\" }]\n";
+    proxy.rewrite(&yaml(&issuer, &backend, next));
+    proxy.signal("HUP");
+    let said = proxy.logged_after(before, "a rejected reload", is_reload).await;
+    assert!(said.contains("reload rejected, keeping the current configuration"), "{said}");
+    assert!(said.contains("the certificates that the system trusts: its files are not read within 10 s"), "{said}");
+    assert_eq!(get(proxy.address, "/new", &[]).await.status, 401, "the former configuration");
+    // The reader opens the pipe, and goes on when its writer is gone.
+    let (pipe, readable) = (trusted.clone(), folder.0.join("readable.pem"));
+    std::fs::copy(pem.path(), &readable).expect("copied");
+    let opened = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe));
+    let writer = opened.await.expect("opened").expect("opened");
+    std::fs::rename(&readable, &trusted).expect("replaced");
+    let before = proxy.log().len();
+    drop(writer);
+    proxy.signal("HUP");
+    let said = proxy.logged_after(before, "a reload", is_reload).await;
+    assert!(said.contains("configuration reloaded"), "{said}");
+    let (answer, _) = tokio::join!(get(proxy.address, "/new", &[]), backend.answer("up"));
+    assert_eq!(answer.status, 200);
 }
