@@ -101,6 +101,7 @@ pub use forwarding::{AddressSharing, ClientAddress, Connection, network};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{TrustedHeaders, UpstreamRequest, prepare, prepare_preflight, prepare_public, strip_own_set_cookie};
 pub use lingering::LingerLimit;
+pub use list_field::accepts;
 pub use refusal::{ChallengeSource, Refusal, render_refusal};
 pub use request::{
     Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,

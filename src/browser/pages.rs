@@ -9,7 +9,7 @@ use hyper::header::{
 use hyper::{HeaderMap, Method, StatusCode};
 
 use crate::auth::token;
-use crate::http::{Answer, Refusal, ResponseBody};
+use crate::http::{Answer, Refusal, ResponseBody, accepts};
 use crate::page::{self, Layout};
 use crate::policy::Policy;
 use crate::telemetry::{RequestId, Rule};
@@ -32,7 +32,7 @@ pub(super) const LOGOUT: &str = "/.vestibule/logout";
 
 impl Navigation {
     /// Returns the navigation of a GET or HEAD request, or of a sign-out by a form, with `Sec-Fetch-Mode: navigate` or,
-    /// without such a field, an `Accept` that names HTML.
+    /// without such a field, an `Accept` that names HTML with another weight than 0.
     #[must_use]
     pub fn of(method: &Method, target: &str, headers: &HeaderMap) -> Option<Self> {
         let signs_out = *method == Method::POST && target.split('?').next() == Some(LOGOUT);
@@ -42,10 +42,7 @@ impl Navigation {
         let navigates = if let Some(mode) = headers.get(SEC_FETCH_MODE) {
             mode.as_bytes() == b"navigate"
         } else {
-            let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-            let is_html =
-                |range: &str| range.split(';').next().unwrap_or(range).trim().eq_ignore_ascii_case("text/html");
-            accepts.flat_map(|value| value.split(',')).any(is_html)
+            headers.get_all(ACCEPT).iter().any(|line| accepts(line, "text/html"))
         };
         let has_session_cookie = token::has_session_cookie(headers);
         navigates.then(|| Self { target: target.to_owned(), has_session_cookie, signs_out })
@@ -176,6 +173,7 @@ mod tests {
             (Method::GET, &[("sec-fetch-mode", "cors"), ("accept", "text/html")], false),
             (Method::POST, &[("sec-fetch-mode", "navigate")], false),
             (Method::GET, &[("accept", "*/*")], false),
+            (Method::GET, &[("accept", "application/json, text/html;q=0")], false),
         ] {
             let mut headers = HeaderMap::new();
             for (name, value) in fields {

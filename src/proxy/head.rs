@@ -6,6 +6,7 @@ use hyper::header::{ACCEPT, HeaderValue, ORIGIN, SEC_WEBSOCKET_KEY, UPGRADE, USE
 use hyper::http::request::Parts;
 
 use crate::browser::Navigation;
+use crate::http::accepts;
 use crate::policy::Policy;
 use crate::telemetry::{AccessLine, NO_ROUTE};
 
@@ -45,12 +46,11 @@ impl RequestHead {
             has_upgrade |= *name == UPGRADE;
         }
         let user_agent = user_agent.and_then(|value: &HeaderValue| value.to_str().ok());
-        let accept = accept.and_then(|value: &HeaderValue| value.to_str().ok());
         Self {
             user_agent: user_agent.filter(|agent| is_health_checker(agent)).map(str::to_owned),
             is_doctor: user_agent == Some(DOCTOR_USER_AGENT)
                 && !FORWARDING.iter().any(|name| headers.contains_key(*name)),
-            wants_problem_json: accept.is_some_and(|accept| accept.contains("application/problem+json")),
+            wants_problem_json: accept.is_some_and(|line| accepts(line, "application/problem+json")),
             origin: origin.cloned(),
             lacks_upgrade: has_key && !has_upgrade,
             navigation: if policy.browser.is_on() {
