@@ -42,8 +42,11 @@ impl Revocations {
                 // A line has one field for an id, so the field has both the owner's and the session's id.
                 let target = RevocationTarget::Session(format!("{}/{}", session.owner, session.id));
                 let browser = browser.map(str::to_owned);
+                // Not before the session began, which may be by a clock ahead of this one: an entry that ends all sessions
+                // until then is taken to include this one.
+                let at = moment.max(session.began).div_ceil(1_000);
                 // This includes a session that had ended already: its earlier publication may be lost.
-                (Record { issuer, target, browser, at: moment / 1_000, until }, self.sign_outs.entries_of(&keys))
+                (Record { issuer, target, browser, at, until }, self.sign_outs.entries_of(&keys))
             }
             RecordedSignOut::AllBefore { at, until } => {
                 tracing::warn!("limits.sign_outs_per_user reached, ended all earlier browser sessions of one user");

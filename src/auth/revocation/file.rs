@@ -4,6 +4,7 @@
 //! Several processes may have the same file, for example during a rolling update. Each holds a lock while it rewrites or
 //! appends: a line that is appended between another's reading and renaming would be lost.
 
+use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -222,30 +223,44 @@ fn read(path: &Path, now: u64) -> Result<Content, RevocationFileError> {
             records.push(record);
         }
     }
-    // Of several lines for one target the last counts.
-    let mut seen = std::collections::HashSet::new();
-    records.reverse();
-    records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone(), record.browser.clone())));
-    records.reverse();
+    merge_targets(&mut records);
     remove_covered_sign_outs(&mut records);
     Ok(Content { records, lines, is_whole: exists && bytes.last().is_none_or(|last| *last == b'\n') })
 }
 
-/// Removes sign-outs of single sessions that a later line for all sessions of the same user covers.
+/// Keeps the last of several lines for one target, with the latest times of them: another process, which did not know of the
+/// former line, may have written the last one.
+fn merge_targets(records: &mut Vec<Record>) {
+    let mut latest = HashMap::new();
+    for record in &*records {
+        let key = (record.issuer.clone(), record.target.clone(), record.browser.clone());
+        let (at, until) = latest.entry(key).or_insert((0, 0));
+        (*at, *until) = (record.at.max(*at), record.until.max(*until));
+    }
+    records.reverse();
+    records.retain_mut(|record| {
+        let key = (record.issuer.clone(), record.target.clone(), record.browser.clone());
+        let Some((at, until)) = latest.remove(&key) else { return false };
+        (record.at, record.until) = (at, until);
+        true
+    });
+    records.reverse();
+}
+
+/// Removes sign-outs of single sessions that a line for all sessions of the same user covers.
 fn remove_covered_sign_outs(records: &mut Vec<Record>) {
-    let mut all_ended_at = std::collections::HashMap::new();
-    for (index, record) in records.iter().enumerate().filter(|(_, record)| record.issuer == BROWSER_SESSIONS) {
+    let mut all_ended = HashMap::new();
+    for record in records.iter().filter(|record| record.issuer == BROWSER_SESSIONS) {
         if let RevocationTarget::User(owner) = &record.target {
-            all_ended_at.insert(owner.clone(), index);
+            all_ended.insert(owner.clone(), (record.at, record.until));
         }
     }
-    let mut index = 0;
     records.retain(|record| {
-        index += 1;
         let RevocationTarget::Session(name) = &record.target else { return true };
         let owner = name.split_once('/').map(|(owner, _)| owner);
-        record.issuer != BROWSER_SESSIONS
-            || owner.and_then(|owner| all_ended_at.get(owner)).is_none_or(|at| index > *at)
+        let all = owner.filter(|_| record.issuer == BROWSER_SESSIONS).and_then(|owner| all_ended.get(owner));
+        // A line of another process is not covered if its session may have begun later.
+        all.is_none_or(|(at, until)| record.at.saturating_mul(1_000) > *at || record.until > *until)
     });
 }
 
@@ -409,6 +424,50 @@ mod tests {
         assert!(late.ends_with(".lock: another process holds the lock"), "{late}");
         drop(held);
         lock(&path.0, Duration::ZERO).expect("locked");
+    }
+
+    #[test]
+    fn what_is_revoked_while_the_next_process_reads_the_file_is_not_lost() {
+        let path = Scratch::new("meanwhile");
+        let (former, _) = RevocationFile::open(&path.0, 1_000, 0).expect("opens");
+        let user = |number: u64| RevocationTarget::User(number.to_string());
+        let (revoked, revocations) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let revoked = revoked;
+                for at in 1..=200 {
+                    former.append(&record(user(at), at, 1_000), at).expect("kept");
+                    revoked.send(()).expect("waits");
+                }
+            });
+            // Each of these starts while others are being revoked.
+            while revocations.recv().is_ok() {
+                revocations.try_iter().for_each(drop);
+                RevocationFile::open(&path.0, 1_000, 1).expect("opens");
+            }
+        });
+        let (_file, records) = RevocationFile::open(&path.0, 1_000, 1).expect("opens");
+        assert_eq!(ids(&records), (1..=200).map(|at| (user(at), at)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_line_of_a_process_that_did_not_know_the_former_ones_shortens_none() {
+        let path = Scratch::new("unknown");
+        let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        let own = |target, at, until| Record { issuer: BROWSER_SESSIONS.to_owned(), ..record(target, at, until) };
+        let (alice, one) = (RevocationTarget::User("alice".into()), RevocationTarget::Session("alice/1".into()));
+        for record in [
+            record(alice.clone(), 9, 100),
+            record(alice.clone(), 8, 90),
+            own(one.clone(), 15, 100),
+            own(alice.clone(), 12_000, 100),
+            own(alice.clone(), 10_000, 100),
+        ] {
+            file.append(&record, 1).expect("kept");
+        }
+        let (_file, records) = RevocationFile::open(&path.0, 10, 1).expect("opens");
+        assert_eq!(ids(&records), [(alice.clone(), 9), (one, 15), (alice, 12_000)]);
+        assert_eq!(records[0].until, 100);
     }
 
     #[test]

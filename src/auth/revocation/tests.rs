@@ -315,3 +315,23 @@ fn the_file_has_the_time_of_the_entry_that_ends_all_sessions_of_a_user() {
         assert!(known.is_ended(&ahead, 100) && known.is_ended(&last, 100));
     }
 }
+
+/// The entry of a session is at its begin at least, also in the file, or one that ends all sessions until an earlier time
+/// would be taken to include it.
+#[test]
+fn after_a_restart_a_session_that_began_by_a_clock_ahead_of_this_one_stays_ended_at_the_user_s_limit() {
+    let file = Scratch::new("began-ahead");
+    let session = |id: &str, began| BrowserSession { began, ..browser_session(id, None) };
+    let ahead = session("ahead", 12_000);
+    let end = |revocations: &Revocations, session: &BrowserSession, now| {
+        let ended = revocations.end_session(session, SessionScope::Session, now, 1_000, LIMITS).expect("room");
+        ended.save().expect("saved");
+    };
+    end(&file.attached(), &ahead, 9_000);
+    let restarted = file.attached();
+    for id in ["a", "b", "c"] {
+        end(&restarted, &session(id, 5_000), 10_000);
+    }
+    assert_eq!(restarted.sign_outs(), 1, "one entry for all");
+    assert!(restarted.is_ended(&ahead, 100) && file.attached().is_ended(&ahead, 100));
+}
