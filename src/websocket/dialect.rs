@@ -75,10 +75,36 @@ pub(super) enum Forward {
     Unchanged,
     /// This text in its place.
     Rewritten(String),
-    /// Nothing until the verdict on this token: then `accepted`, or `refused`, which is the part that needs no token.
-    AfterVerdict { token: Token, accepted: String, refused: Option<String> },
+    /// Nothing until the verdict on this token: then one of the texts.
+    AfterVerdict { token: Token, after: AfterVerdict },
     /// Nothing: the text was for the proxy alone.
     Nothing,
+}
+
+/// The texts of which one is forwarded after the verdict on the token of a later text.
+#[derive(Debug)]
+pub(super) struct AfterVerdict {
+    pub(super) accepted: String,
+    /// The text if the token has expired, and the session goes on: it authenticates with the token in force. The upstream
+    /// answers it as it would the accepted one, and the client waits for that answer.
+    pub(super) expired: Option<String>,
+    /// The part that needs no token.
+    pub(super) refused: Option<String>,
+}
+
+/// A line that is forwarded.
+struct ForwardedLine<'a> {
+    text: Cow<'a, str>,
+    /// Whether it is forwarded only once the token that it carries is verified.
+    waits: bool,
+    /// The line that authenticates with the token in force instead.
+    in_force: Option<String>,
+}
+
+impl<'a> ForwardedLine<'a> {
+    fn unchanged(line: &'a str) -> Self {
+        Self { text: line.into(), waits: false, in_force: None }
+    }
 }
 
 /// A later text after it was read.
@@ -168,8 +194,7 @@ pub(super) fn read_later(
         };
     };
     let mut messages = Vec::new();
-    // Each forwarded line, and whether it is forwarded only once the token that it carries is verified.
-    let mut kept: Vec<(Cow<'_, str>, bool)> = Vec::new();
+    let mut kept: Vec<ForwardedLine<'_>> = Vec::new();
     // The token that the forwarded text carries, and that must be verified first.
     let mut awaited: Option<Token> = None;
     let (mut changed, mut is_known) = (false, false);
@@ -179,7 +204,7 @@ pub(super) fn read_later(
             if is_acted_on(line) {
                 return Err(CloseReason::InvalidMessage);
             }
-            kept.push((line.into(), false));
+            kept.push(ForwardedLine::unchanged(line));
             continue;
         };
         let copies = copies(dialect, &message);
@@ -194,7 +219,7 @@ pub(super) fn read_later(
             if is_acted_on(line) {
                 return Err(CloseReason::InvalidMessage);
             }
-            kept.push((line.into(), false));
+            kept.push(ForwardedLine::unchanged(line));
             continue;
         };
         (changed, is_known) = (true, true);
@@ -214,7 +239,10 @@ pub(super) fn read_later(
                 PresentedToken::Token(token) => Some(token),
                 _ => None,
             };
-            kept.push((without_credentials(dialect, spec, message, carried, with).into(), waits));
+            let in_force = (waits && refresh.is_none())
+                .then(|| without_credentials(dialect, spec, message.clone(), carried, current));
+            let text = without_credentials(dialect, spec, message, carried, with).into();
+            kept.push(ForwardedLine { text, waits, in_force });
         }
         // A forwarded message without a token is meant for the upstream alone.
         if !(spec.forward && matches!(found, PresentedToken::Missing)) {
@@ -227,15 +255,18 @@ pub(super) fn read_later(
     if !is_known && is_acted_on(text) {
         return Err(CloseReason::InvalidMessage);
     }
-    let joined = |also_waiting: bool| {
-        let lines: Vec<&str> =
-            kept.iter().filter(|(_, waits)| also_waiting || !waits).map(|(line, _)| line.as_ref()).collect();
+    let joined = |text_of: fn(&ForwardedLine<'_>) -> Option<String>| {
+        let lines: Vec<String> = kept.iter().filter_map(text_of).collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     };
-    let forward = match (joined(true), awaited) {
+    let without_waiting = |line: &ForwardedLine<'_>| (!line.waits).then(|| line.text.to_string());
+    let forward = match (joined(|line| Some(line.text.to_string())), awaited) {
         _ if !changed => Forward::Unchanged,
         (None, _) => Forward::Nothing,
-        (Some(accepted), Some(token)) => Forward::AfterVerdict { token, accepted, refused: joined(false) },
+        (Some(accepted), Some(token)) => {
+            let expired = joined(|line| if line.waits { line.in_force.clone() } else { Some(line.text.to_string()) });
+            Forward::AfterVerdict { token, after: AfterVerdict { accepted, expired, refused: joined(without_waiting) } }
+        }
         (Some(text), None) => Forward::Rewritten(text),
     };
     Ok(LaterMessageRead { messages, forward })

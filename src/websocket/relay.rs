@@ -26,7 +26,7 @@ use std::task::{Context, Poll};
 use super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::close_reason::CloseReason;
 use super::frame::{Opcode, encode, masking_key};
-use super::session::{Action, Event, Session};
+use super::session::{Action, Event, Session, Verdict};
 use crate::auth::{Token, unix_millis};
 use crate::budget::MemoryBudget;
 use crate::http::Socket;
@@ -197,6 +197,7 @@ impl Relay {
     /// Processes an event of the session and carries out its actions.
     fn process(&mut self, event: Event) {
         let is_verdict = matches!(event, Event::Verdict(_));
+        let has_expired = matches!(event, Event::Verdict(Verdict::Expired { .. }));
         for action in self.session.on(event, unix_millis()) {
             match action {
                 // A socket on a public route has no identity, and neither action.
@@ -225,7 +226,7 @@ impl Relay {
                 Action::Connect | Action::StartRelay => {}
             }
         }
-        if is_verdict && !self.session.is_verifying() && self.from_client.verdict_received().is_err() {
+        if is_verdict && !self.session.is_verifying() && self.from_client.verdict_received(has_expired).is_err() {
             self.process(Event::Close(CloseReason::TooManyRefreshes));
         }
     }

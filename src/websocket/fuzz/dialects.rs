@@ -133,10 +133,11 @@ fn graphql(message: &[u8], cut: usize, with_token: bool) {
             assert!(!could_be, "passes though some reader takes it for connection_init");
         }
         Forward::Rewritten(text) => carries_only(text, presented, current),
-        Forward::AfterVerdict { token, accepted, refused } => {
+        Forward::AfterVerdict { token, after } => {
             assert_eq!(Some(token.expose()), presented.map(Token::expose));
-            assert_eq!(refused, &None);
-            carries_only(accepted, presented, presented);
+            assert_eq!(after.refused, None);
+            carries_only(&after.accepted, presented, presented);
+            carries_only(after.expired.as_deref().expect("it authenticates"), presented, current);
         }
         Forward::Nothing => panic!("a message for the upstream is dropped"),
     }

@@ -133,16 +133,14 @@ impl FromClient {
     }
 
     /// Ends the wait for a verdict. If the token was not accepted, only the part of its message that needs no token is
-    /// forwarded.
+    /// forwarded, or the form with the token in force if the session goes on with that one.
     ///
     /// # Errors
     /// Returns [`QueueFull`] when too many messages wait.
-    pub(super) fn verdict_received(&mut self) -> Result<(), QueueFull> {
+    pub(super) fn verdict_received(&mut self, has_expired: bool) -> Result<(), QueueFull> {
         let message = self.extras.as_mut().and_then(|extras| extras.awaiting_verdict.take());
-        match message {
-            Some(AwaitingVerdict { refused: Some(frame), .. }) => self.direction.enqueue(frame),
-            _ => Ok(()),
-        }
+        let frame = message.and_then(|message| if has_expired { message.expired } else { message.refused });
+        frame.map_or(Ok(()), |frame| self.direction.enqueue(frame))
     }
 
     /// Forwards an accepted token to the upstream, together with the message that carried it. Returns the dialect in
@@ -421,12 +419,14 @@ impl FromClient {
             }
             Forward::Unchanged => out.insert(input, &kept.raw),
             Forward::Rewritten(text) => out.insert(input, &encode_masked(kept.opcode, text.as_bytes())),
-            Forward::AfterVerdict { token, accepted, refused } => {
+            Forward::AfterVerdict { token, after } => {
                 if let Some(extras) = &mut self.extras {
+                    let encoded = |text: String| encode_masked(kept.opcode, text.as_bytes());
                     extras.awaiting_verdict = Some(AwaitingVerdict {
                         token,
-                        accepted: encode_masked(kept.opcode, accepted.as_bytes()),
-                        refused: refused.map(|text| encode_masked(kept.opcode, text.as_bytes())),
+                        accepted: encoded(after.accepted),
+                        expired: after.expired.map(encoded),
+                        refused: after.refused.map(encoded),
                     });
                 }
             }
@@ -463,7 +463,7 @@ impl FromClient {
         })?;
         if let Some(extras) = &mut self.extras {
             let token = token.duplicate();
-            extras.awaiting_verdict = Some(AwaitingVerdict { token, accepted: frame, refused: None });
+            extras.awaiting_verdict = Some(AwaitingVerdict { token, accepted: frame, expired: None, refused: None });
         }
         Ok(vec![Event::FieldToken(token)])
     }

@@ -423,6 +423,32 @@ async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verifie
     assert_eq!(upstream.next_text().await, init(json!({"n": 5, "Authorization": token})));
 }
 
+/// Checks the message of a page that says it with the token of its load, while its cookie or its header goes on. The library
+/// waits for the upstream's answer without an end.
+#[tokio::test]
+async fn where_the_upstream_checks_for_itself_a_message_with_an_expired_token_goes_on_with_the_one_in_force() {
+    let fixture = fixture("").await;
+    let proxy = crate::support::proxy::Proxy::start(&format!(
+        "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: graphql-transport-ws }} }} }}\nproviders: [{}]\n{GRAPHQL}",
+        fixture.backend.url(),
+        fixture.issuer.provider()
+    ))
+    .await;
+    let (token, expired) = (fixture.issuer.token("alice"), fixture.issuer.expired("alice"));
+    let credential = bearer(&token);
+    let fields = [credential.as_str(), OFFER];
+    let (mut client, mut upstream) =
+        tokio::join!(Socket::open(proxy.address, "/graphql", &fields), graphql_upstream(&fixture));
+    client.say(&init(json!({"authToken": expired, "n": 1}))).await;
+    client.say("behind").await;
+    assert_eq!(upstream.next_text().await, init(json!({"n": 1, "Authorization": token})));
+    assert_eq!(upstream.next_text().await, "behind");
+    // Not that of another user, which is refused.
+    client.say(&init(json!({"authToken": fixture.issuer.expired("bob"), "n": 2}))).await;
+    client.say("still").await;
+    assert_eq!(upstream.next_text().await, "still");
+}
+
 #[tokio::test]
 async fn lines_of_one_message_are_looked_at_by_themselves() {
     let fixture = fixture(

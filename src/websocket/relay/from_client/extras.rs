@@ -36,6 +36,8 @@ pub(super) struct AwaitingVerdict {
     /// The token in it. No other token that is accepted meanwhile lets the message through.
     pub(super) token: Token,
     pub(super) accepted: Vec<u8>,
+    /// What is forwarded if the token has expired, and the session goes on.
+    pub(super) expired: Option<Vec<u8>>,
     /// The part that is forwarded if the token is refused.
     pub(super) refused: Option<Vec<u8>>,
 }
@@ -43,7 +45,8 @@ pub(super) struct AwaitingVerdict {
 impl AwaitingVerdict {
     /// Returns how much memory the message takes.
     fn memory(&self) -> usize {
-        self.accepted.capacity() + self.refused.as_ref().map_or(0, Vec::capacity)
+        self.accepted.capacity()
+            + [&self.expired, &self.refused].into_iter().flatten().map(Vec::capacity).sum::<usize>()
     }
 }
 
@@ -72,7 +75,7 @@ impl RelayExtras {
     /// `limits.held_message_bytes`. Returns whether it was granted.
     pub(super) fn reserve(&mut self, kept: usize) -> bool {
         let awaiting = self.awaiting_verdict.as_ref().map_or(0, AwaitingVerdict::memory);
-        // One message always fits, since the limit is at least `websocket.message_bytes`. Both parts of one that awaits
+        // One message always fits, since the limit is at least `websocket.message_bytes`. The forms of one that awaits
         // its verdict, and what a buffer has in advance, may exceed it.
         let bytes = (kept + awaiting + self.behind.capacity()).min(self.held_messages.limit());
         if bytes <= UNCOUNTED_BYTES {
@@ -102,14 +105,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_parts_of_a_message_that_awaits_its_verdict_count() {
+    fn all_forms_of_a_message_that_awaits_its_verdict_count() {
         let held_messages = MemoryBudget::default();
         held_messages.set_limit(2 << 20);
         let token = Token::parse("t", 16).expect("token");
         let awaiting = || AwaitingVerdict {
             token: token.duplicate(),
-            accepted: vec![0; 400_000],
-            refused: Some(vec![0; 400_000]),
+            accepted: vec![0; 300_000],
+            expired: Some(vec![0; 300_000]),
+            refused: Some(vec![0; 200_000]),
         };
         let mut extras = RelayExtras {
             awaiting_verdict: Some(awaiting()),
