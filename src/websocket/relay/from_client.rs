@@ -164,7 +164,7 @@ impl FromClient {
         if let Some(message) = extras.awaiting_verdict.take_if(of_this_token) {
             self.direction.enqueue(message.accepted)?;
         }
-        if extras.token.is_some() {
+        if extras.keeps_token {
             extras.token = Some(token);
         }
         Ok(acknowledged_in)
@@ -489,6 +489,29 @@ fn encode_masked(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::policy::FieldMode;
+
+    /// Checks a session that began by a session cookie. Each verification would count toward the rate of refreshes, which is
+    /// one a second.
+    #[test]
+    fn a_token_in_each_message_is_verified_once_where_the_session_began_without_one() {
+        let field = FieldSpec { pointer: vec!["auth_token".to_owned()], upstream: FieldMode::Keep };
+        let dialect = DialectSpec::token_field(field);
+        let mut from_client = FromClient::new(FromClientInput {
+            has_extensions: false,
+            dialect: Some(&dialect),
+            upstream_dialect: None,
+            token: None,
+            message_bytes: 1 << 16,
+            held_messages: MemoryBudget::default(),
+        });
+        let input = encode_text(br#"{"prompt":"x","auth_token":"presented"}"#);
+        let reading = Reading { dialect: Some(&dialect), token_bytes: 64 };
+        for is_verified in [false, true, true] {
+            let read = from_client.next(&input, &mut 0, &mut Outgoing::default(), reading).expect("frames");
+            assert_eq!((read.is_none(), from_client.is_awaiting_verdict()), (is_verified, !is_verified));
+            from_client.forward_token(Token::parse("presented", 64).expect("token")).expect("queued");
+        }
+    }
 
     /// Checks that a message with a token of its own waits for the verdict on that, also when the login session that opened
     /// the socket is renewed meanwhile.

@@ -21,6 +21,9 @@ pub(super) struct RelayExtras {
     pub(super) guard: Option<Guard>,
     /// The current token: messages are compared with it, or carry it to the upstream.
     pub(super) token: Option<Token>,
+    /// Whether an accepted token is kept as the current one. Where messages are compared with it, the session may have begun
+    /// without one: by a session cookie.
+    pub(super) keeps_token: bool,
     /// The dialect in which the proxy has authenticated the user to the upstream, and forwards refreshes.
     pub(super) upstream_dialect: Option<Arc<DialectSpec>>,
     pub(super) awaiting_verdict: Option<AwaitingVerdict>,
@@ -62,7 +65,8 @@ impl RelayExtras {
         if guard.is_none() && token.is_none() {
             return None;
         }
-        Some(Box::new(Self { guard, token, upstream_dialect, held_messages, ..Self::default() }))
+        let keeps_token = token.is_some() || dialect.is_some_and(|dialect| dialect.field.is_some());
+        Some(Box::new(Self { guard, token, keeps_token, upstream_dialect, held_messages, ..Self::default() }))
     }
 
     /// Drops the message that awaits its verdict, and the bytes that the client sent after it.
