@@ -203,8 +203,8 @@ impl SignOuts {
     }
 
     /// Ends a session at `now_ms`, with those of its browser if the keys name one, and keeps the entries until `until`. At
-    /// the user's limit it ends all sessions that the user began until `all_until`, milliseconds since the epoch. Returns
-    /// `None` when the limit of all is reached.
+    /// the user's limit it ends all sessions that the user began until `all_until`, milliseconds since the epoch; where that
+    /// is before `now_ms`, the entries of sessions that ended later stay. Returns `None` when the limit of all is reached.
     pub(super) fn end(
         &self,
         of: &BrowserSessionKeys,
@@ -234,9 +234,10 @@ impl SignOuts {
         }
         let (kept, change) = if !is_known && owned.counted_sessions() >= limits.per_user {
             let first = EndedAt { at: all_until.max(of.began), until };
-            let all = owned.sessions.iter().map(|(_, ended)| *ended).chain(owned.before);
+            let sessions = owned.sessions.iter().map(|(_, ended)| *ended);
+            let included = sessions.filter(|ended| all_until >= now_ms || ended.at <= first.at);
             // The time of another instance's entry may be ahead of this clock.
-            let all = all.fold(first, EndedAt::merged);
+            let all = included.chain(owned.before).fold(first, EndedAt::merged);
             (RecordedSignOut::AllBefore { at: all.at, until: all.until }, owned.merge(&all_before(of.owner, all)))
         } else {
             let mut change = owned.merge(&single(of.owner, of.session, ended));
@@ -341,6 +342,19 @@ mod tests {
         }
         assert!(!ended.has_ended(&session(1, 9, 6_001), 6), "one begun since");
         assert!(!ended.has_ended(&session(2, 0, 100), 6), "another user's");
+    }
+
+    #[test]
+    fn a_session_that_ended_after_the_time_until_which_all_end_does_not_move_it() {
+        let ended = SignOuts::default();
+        for (id, at) in [(0, 5_000), (1, 5_000), (2, 7_500)] {
+            end(&ended, &session(1, id, 100), at, 50);
+        }
+        let newer = session(1, 9, 7_000);
+        let (kept, _) = ended.end(&session(1, 3, 100), 8_000, 6_999, 50, LIMITS).expect("room");
+        assert_eq!(kept, RecordedSignOut::AllBefore { at: 6_999, until: 50 });
+        assert!((0..4).all(|id| ended.has_ended(&session(1, id, 100), 8)) && !ended.has_ended(&newer, 8));
+        assert_eq!(ended.count(), 2, "one for all until then, and one that ended later");
     }
 
     #[test]
