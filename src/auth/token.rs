@@ -122,8 +122,10 @@ impl fmt::Debug for Token {
 /// The place in a request where a token was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
-    /// An HTTP header.
+    /// `Authorization`.
     Header,
+    /// Another HTTP header, which has the bare token.
+    OwnHeader,
     /// A subprotocol entry of a WebSocket upgrade.
     Subprotocol,
     /// A query parameter of a WebSocket upgrade.
@@ -135,14 +137,14 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    /// All values.
+    /// One value of each name.
     pub const ALL: [Self; 5] = [Self::Header, Self::Subprotocol, Self::Query, Self::Message, Self::Cookie];
 
     /// Returns the `carrier` label of metrics and access lines.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Header => "header",
+            Self::Header | Self::OwnHeader => "header",
             Self::Subprotocol => "subprotocol",
             Self::Query => "query",
             Self::Message => "message",
@@ -339,9 +341,13 @@ fn take_header(
     } else {
         Cow::Borrowed(text)
     };
-    let parsed = if name == AUTHORIZATION { Token::parse(&token, limit) } else { Token::parse_padded(&token, limit) };
+    let (parsed, carrier) = if name == AUTHORIZATION {
+        (Token::parse(&token, limit), Carrier::Header)
+    } else {
+        (Token::parse_padded(&token, limit), Carrier::OwnHeader)
+    };
     match parsed {
-        Ok(token) => Some(Ok((token, Carrier::Header))),
+        Ok(token) => Some(Ok((token, carrier))),
         Err(error @ TokenError::TooLong { .. }) => bad(Problem::NotAToken(error)),
         Err(TokenError::Empty | TokenError::Characters) => bad(Problem::Format),
     }

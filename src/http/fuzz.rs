@@ -182,7 +182,7 @@ fn round_trip(policy: &Policy, mut head: Head, place: usize, text: &[u8]) {
         }
         2 => {
             insert(HeaderName::from_static("x-token"), token.clone());
-            Carrier::Header
+            Carrier::OwnHeader
         }
         3 => {
             insert(SEC_WEBSOCKET_PROTOCOL, format!("v1, k8s.{}, v2", URL_SAFE_NO_PAD.encode(&token)));

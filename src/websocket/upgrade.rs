@@ -149,7 +149,7 @@ impl Handshake {
     /// Returns whether the client can read the status of an answer. A client that sets a header can; one with cookies
     /// is treated alike (docs/contract.md section 4.1).
     fn is_answered_over_http(&self) -> bool {
-        matches!(self.carrier, Some(Carrier::Header | Carrier::Cookie) | None)
+        matches!(self.carrier, Some(Carrier::Header | Carrier::OwnHeader | Carrier::Cookie) | None)
     }
 
     pub(super) fn refuse_for_drain(self, context: SocketContext, line: &mut AccessLine) -> Served {
