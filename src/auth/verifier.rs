@@ -286,6 +286,7 @@ impl Verifier {
     ) -> Result<Verified, RejectedToken> {
         let mut claimed = ClaimedProvider::default();
         let result = self.verify_cached(&token, last, lookup, &mut claimed).await;
+        let result = result.and_then(|identity| check_carrier(&identity, carrier).map(|()| identity));
         let outcome = result.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = claimed.0.and_then(|index| self.providers.get(index));
         let label = provider.map_or(&self.no_provider, |provider| &provider.label);
@@ -536,6 +537,15 @@ impl Verifier {
             })
             .ok_or_else(|| Rejection::UnknownIssuer(issuer.chars().take(256).collect()))
     }
+}
+
+/// Checks that a load balancer's token came in the header that the balancer writes. The balancer passes on what its clients
+/// write elsewhere, and its other upstreams see such tokens.
+fn check_carrier(identity: &Identity, carrier: Carrier) -> Result<(), Rejection> {
+    if identity.provider().family == Family::AwsAlb && carrier != Carrier::OwnHeader {
+        return Err(Rejection::WrongKind("a load balancer's token in another place than its header"));
+    }
+    Ok(())
 }
 
 /// Returns how long a verified token may be cached; a provider's answer no longer than `remote.cache`.

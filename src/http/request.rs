@@ -392,9 +392,8 @@ fn is_of_balancer(verified: &Verified) -> bool {
     identity.provider().family == Family::AwsAlb && identity.browser_session().is_none()
 }
 
-/// Checks that a load balancer's token came from a trusted proxy, in the header that the balancer writes. Every upstream of
-/// the balancer sees such tokens, and could present them here itself, or through the balancer in another place, which the
-/// balancer passes on.
+/// Checks that a load balancer's token came from a trusted proxy. Every upstream of the balancer sees such tokens, and could
+/// present them here itself.
 ///
 /// # Errors
 /// Returns 401 `invalid_token`.
@@ -403,12 +402,9 @@ pub fn check_sender_of_balancer_token(
     client: &ClientAddress,
     policy: &Policy,
 ) -> Result<(), Refusal> {
-    let problem = match verified.carrier() {
-        _ if !is_of_balancer(verified) => return Ok(()),
-        _ if !client.has_trusted_peer => "a load balancer's token from a peer that is not in trusted_proxies",
-        Carrier::OwnHeader => return Ok(()),
-        _ => "a load balancer's token in another place than its header",
-    };
-    let rejection = Rejection::WrongKind(problem);
+    if !is_of_balancer(verified) || client.has_trusted_peer {
+        return Ok(());
+    }
+    let rejection = Rejection::WrongKind("a load balancer's token from a peer that is not in trusted_proxies");
     Err(Refusal::rejected(&rejection, policy.verbose_errors))
 }

@@ -513,7 +513,7 @@ async fn aws_alb() {
     let mut in_message = crate::support::socket::Socket::open(alb.proxy.address, "/ws", &[]).await;
     in_message.say(&json!({"type": "authenticate", "token": plain}).to_string()).await;
     for mut socket in [in_query, in_message] {
-        assert_eq!(socket.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
+        assert_eq!(socket.next_text().await, r#"{"type":"error","message":"Invalid authentication token"}"#);
     }
     // Unsigned fields of the balancer are believed from nobody.
     assert_eq!(alb.sends(&good, &["X-Amzn-Oidc-Identity: mallory"]).await, "b:90f2");
