@@ -259,8 +259,8 @@ fn remove_covered_sign_outs(records: &mut Vec<Record>) {
         let RevocationTarget::Session(name) = &record.target else { return true };
         let owner = name.split_once('/').map(|(owner, _)| owner);
         let all = owner.filter(|_| record.issuer == BROWSER_SESSIONS).and_then(|owner| all_ended.get(owner));
-        // A line of another process is not covered if its session may have begun later.
-        all.is_none_or(|(at, until)| record.at.saturating_mul(1_000) > *at || record.until > *until)
+        // A line of another process is not covered if its session may have begun later. Its time is rounded up to a second.
+        all.is_none_or(|(at, until)| record.at.saturating_mul(1_000) > at.saturating_add(999) || record.until > *until)
     });
 }
 
