@@ -361,6 +361,8 @@ async fn no_forged_token_gets_in() {
         other.provider().replace("preset: oidc", "name: other, preset: oidc"),
     ))
     .await;
+    // Signing keeps this thread busy for seconds, and the issuer runs on it: a key request that is under way would time out.
+    proxy.ready().await;
     let claims = issuer.claims("alice");
     let good = RSA.sign(&claims);
     let stranger = Key::ec("stranger", Algorithm::ES256);
