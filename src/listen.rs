@@ -266,7 +266,7 @@ impl Acceptor {
                     drain_token: self.state.drain.track(),
                 };
                 let (state, tls, linger_limit) = (Arc::clone(&self.state), self.tls.clone(), self.linger_limit.clone());
-                // Boxed, because its way into the task moves it eight times.
+                // Boxed, because its way into the task moves it several times.
                 self.workers.spawn(Box::pin(serve_connection(state, socket, accepted, tls, linger_limit)));
                 return;
             }

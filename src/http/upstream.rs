@@ -221,7 +221,7 @@ impl Upstream {
             let io = self.connect().await?;
             let (mut sender, connection) = builder().handshake(io).await.map_err(failed)?;
             // The owner of the sender or of the upgraded stream sees an error of the connection too. Boxed, because its
-            // way into the task moves it eight times.
+            // way into the task moves it several times.
             tokio::spawn(Box::pin(connection.with_upgrades()));
             sender.send_request(upstream_request.into_message().into()).await.map_err(failed)
         })
