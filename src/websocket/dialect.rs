@@ -75,7 +75,7 @@ pub(super) enum Forward {
     Unchanged,
     /// This text in its place.
     Rewritten(String),
-    /// Nothing until the verdict on this token: then one of the texts.
+    /// The text waits for the verdict on this token. Then one of its forms is forwarded.
     AfterVerdict { token: Token, after: AfterVerdict },
     /// Nothing: the text was for the proxy alone.
     Nothing,
@@ -255,17 +255,19 @@ pub(super) fn read_later(
     if !is_known && is_acted_on(text) {
         return Err(CloseReason::InvalidMessage);
     }
-    let joined = |text_of: fn(&ForwardedLine<'_>) -> Option<String>| {
-        let lines: Vec<String> = kept.iter().filter_map(text_of).collect();
+    if !changed {
+        return Ok(LaterMessageRead { messages, forward: Forward::Unchanged });
+    }
+    let joined = |text_of: for<'l> fn(&'l ForwardedLine<'_>) -> Option<&'l str>| {
+        let lines: Vec<&str> = kept.iter().filter_map(text_of).collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     };
-    let without_waiting = |line: &ForwardedLine<'_>| (!line.waits).then(|| line.text.to_string());
-    let forward = match (joined(|line| Some(line.text.to_string())), awaited) {
-        _ if !changed => Forward::Unchanged,
+    let forward = match (joined(|line| Some(&line.text)), awaited) {
         (None, _) => Forward::Nothing,
         (Some(accepted), Some(token)) => {
-            let expired = joined(|line| if line.waits { line.in_force.clone() } else { Some(line.text.to_string()) });
-            Forward::AfterVerdict { token, after: AfterVerdict { accepted, expired, refused: joined(without_waiting) } }
+            let expired = joined(|line| if line.waits { line.in_force.as_deref() } else { Some(&line.text) });
+            let refused = joined(|line| (!line.waits).then_some(&*line.text));
+            Forward::AfterVerdict { token, after: AfterVerdict { accepted, expired, refused } }
         }
         (Some(text), None) => Forward::Rewritten(text),
     };

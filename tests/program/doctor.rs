@@ -103,7 +103,7 @@ async fn its_own_token_in_a_url_is_not_in_the_table_of_those_that_clients_send()
     assert!(text.contains("?token= is taken out of a socket's URL"), "{text}");
     let status = get(proxy.admin(), "/status", &[]).await.body;
     assert!(status.contains("<h2>Tokens in URLs</h2>\n<p class=\"soft\">None since the start.</p>"), "{status}");
-    // Nobody can hide a user's token in that way.
+    // A verified token is listed all the same: that user agent hides none.
     let target = format!("/x?token={}", issuer.token("alice"));
     Socket::try_open(proxy.address, &target, &["User-Agent: vestibule-doctor"]).await;
     let status = get(proxy.admin(), "/status", &[]).await.body;
