@@ -85,6 +85,9 @@ pub(super) struct Relay {
     closing: Option<Box<Closing>>,
     /// The time at which both sockets are closed at the latest, once nothing more is to be sent.
     disconnect_at: Option<Moment>,
+    /// Whether that time is the one to ask the system whether it has sent everything. Most sessions have ended by then,
+    /// and asking takes three system calls for each socket.
+    is_delivery_assumed: bool,
     /// The code of the first Close, and who closed first.
     first_close: Option<(Option<u16>, ClosedBy)>,
     traffic: Traffic,
@@ -128,15 +131,29 @@ struct Traffic {
     route: Arc<PassedBytes>,
 }
 
+/// The number of relayed bytes from which on the unsent bytes of their receiver's socket are limited. Fewer cannot
+/// exceed the limit, and a socket of few messages is spared a system call.
+const LIMITED_FROM: u64 = 64 << 10;
+
 impl Traffic {
-    fn count_in(&mut self, bytes: usize) {
-        self.bytes_in += bytes as u64;
+    /// Counts bytes of the client, which are forwarded to `upstream`.
+    fn count_in(&mut self, bytes: usize, upstream: &Socket) {
         self.route.from_client.inc_by(bytes as u64);
+        add(&mut self.bytes_in, bytes, upstream);
     }
 
-    fn count_out(&mut self, bytes: usize) {
-        self.bytes_out += bytes as u64;
+    /// Counts bytes of the upstream, which are forwarded to `client`.
+    fn count_out(&mut self, bytes: usize, client: &Socket) {
         self.route.to_client.inc_by(bytes as u64);
+        add(&mut self.bytes_out, bytes, client);
+    }
+}
+
+fn add(total: &mut u64, bytes: usize, receiver: &Socket) {
+    let before = *total;
+    *total += bytes as u64;
+    if before < LIMITED_FROM && *total >= LIMITED_FROM {
+        receiver.limit_unsent();
     }
 }
 
@@ -151,9 +168,6 @@ impl Relay {
         route: Arc<PassedBytes>,
     ) -> Self {
         let RelayInput { client, upstream, from_client, from_upstream, session, has_extensions, .. } = input;
-        for socket in [&client, &upstream] {
-            socket.limit_unsent();
-        }
         let now = Moment::now();
         let mut relay = Self {
             client: Peer::new(client, now),
@@ -176,6 +190,7 @@ impl Relay {
             next_key_check: now + KEY_CHECK_INTERVAL,
             closing: None,
             disconnect_at: None,
+            is_delivery_assumed: false,
             first_close: None,
             traffic: Traffic { bytes_in: 0, bytes_out: 0, route },
         };

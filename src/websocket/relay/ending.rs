@@ -5,7 +5,9 @@ use std::task::Context;
 use std::time::Duration;
 
 use super::closing::Closing;
+use super::peer::StreamEnd;
 use super::scratch::with_scratch;
+use super::timers::DELIVERY_RETRY;
 use super::{ClosedBy, Relay, encode_to_client};
 use crate::auth::unix_millis;
 use crate::http::Socket;
@@ -96,7 +98,7 @@ impl Relay {
 
     pub(super) fn close_for_upstream_violation(&mut self) {
         self.from_upstream.direction.frames.abandon_partial();
-        self.upstream.eof = true;
+        self.upstream.stream_end = Some(StreamEnd::GivenUp);
         self.process(Event::Close(CloseReason::UpstreamLost));
     }
 
@@ -108,7 +110,7 @@ impl Relay {
     }
 
     pub(super) fn close_for_dead_upstream(&mut self) {
-        self.upstream.eof = true;
+        self.upstream.stream_end = Some(StreamEnd::GivenUp);
         self.upstream.abandon();
         self.process(Event::Close(CloseReason::UpstreamLost));
     }
@@ -118,7 +120,7 @@ impl Relay {
         with_scratch(|scratch| self.client.disconnect(cx, scratch));
         self.client.abandon();
         self.client.socket = Socket::Closed;
-        self.client.eof = true;
+        self.client.stream_end = Some(StreamEnd::GivenUp);
         self.disconnect_at = None;
         if self.closing.is_some() && !self.upstream.forwarding_ended {
             self.close_upstream();
@@ -129,7 +131,7 @@ impl Relay {
     /// Returns whether the client is disconnected and the relay runs on only until the upstream has accepted everything
     /// pending.
     pub(super) fn is_without_client(&self) -> bool {
-        self.client.eof && self.client.shut
+        self.client.has_ended() && self.client.shut
     }
 
     /// Returns whether a session that is being ended still waits for the upstream's answers.
@@ -137,7 +139,7 @@ impl Relay {
         self.closing.as_ref().is_some_and(|closing| closing.awaits_upstream && !closing.message_end_timed_out())
             && !self.client.forwarding_ended
             && !self.upstream.close_received
-            && !self.upstream.eof
+            && !self.upstream.has_ended()
     }
 
     /// Begins to end the session. The Close is sent by [`Self::send_close`] and [`Self::close_upstream`].
@@ -173,7 +175,7 @@ impl Relay {
             return;
         }
         let Some(closing) = &mut self.closing else { return };
-        let is_late = closing.message_end_timed_out() || self.upstream.eof;
+        let is_late = closing.message_end_timed_out() || self.upstream.has_ended();
         let was_held = is_late && self.from_upstream.drop_held();
         let direction = &mut self.from_upstream.direction;
         if is_late {
@@ -208,31 +210,55 @@ impl Relay {
         if self.disconnect_at.is_some() {
             return;
         }
-        let is_delivered = if self.closing.is_some() {
-            (self.client.forwarding_ended || self.client.shut) && self.client.has_taken_everything()
+        let (is_delivered, is_assumed) = if self.closing.is_some() {
+            ((self.client.forwarding_ended || self.client.shut) && self.client.has_taken_everything(), false)
         } else {
             let is_closed = self.client.close_received
                 || self.upstream.close_received
-                || self.client.eof
-                || self.upstream.eof
+                || self.client.has_ended()
+                || self.upstream.has_ended()
                 || self.client.shut;
-            is_closed && self.client.has_taken_everything() && self.upstream.has_taken_everything()
+            let is_written = is_closed && !self.client.has_pending_writes() && !self.upstream.has_pending_writes();
+            let is_assumed = !self.client.awaits_delivery() && !self.upstream.awaits_delivery();
+            (is_written && (is_assumed || self.is_delivered()), is_assumed)
         };
         if is_delivered {
-            self.disconnect_at = Some(Moment::now() + LINGER);
+            self.is_delivery_assumed = is_assumed;
+            self.set_disconnect();
+        }
+    }
+
+    /// Returns whether nothing waits for either peer, neither here nor in the system.
+    pub(super) fn is_delivered(&mut self) -> bool {
+        // Both are asked, so that each that awaits its delivery is asked again.
+        let is_delivered_to_client = self.client.has_taken_everything();
+        self.upstream.has_taken_everything() && is_delivered_to_client
+    }
+
+    /// Asks the system whether everything is delivered, where the end of both connections was scheduled without asking
+    /// and it is time to. The end is scheduled again when everything is.
+    pub(super) fn check_delivery(&mut self, now: Moment) {
+        if self.is_delivery_assumed && self.disconnect_at.is_some_and(|at| at <= now) {
+            self.is_delivery_assumed = false;
+            self.disconnect_at = self.is_delivered().then_some(now + LINGER.saturating_sub(DELIVERY_RETRY));
         }
     }
 
     /// Restarts the time until both connections end, where the peer that has not closed yet is read again.
     pub(super) fn restart_disconnect(&mut self) {
-        if self.half_closed().is_some() {
-            self.disconnect_at = self.disconnect_at.map(|_| Moment::now() + LINGER);
+        if self.half_closed().is_some() && self.disconnect_at.is_some() {
+            self.set_disconnect();
         }
+    }
+
+    fn set_disconnect(&mut self) {
+        let delay = if self.is_delivery_assumed { DELIVERY_RETRY } else { LINGER };
+        self.disconnect_at = Some(Moment::now() + delay);
     }
 
     pub(super) fn is_finished(&self) -> bool {
         // A disconnected client needs nothing more from the upstream.
-        self.client.eof && self.client.has_shut() && self.upstream.has_shut()
+        self.client.has_ended() && self.client.has_shut() && self.upstream.has_shut()
     }
 
     /// Closes both sockets without discarding bytes that are being delivered to their peers.

@@ -39,8 +39,8 @@ pub(super) struct Peer {
     /// Whether the system has said that everything is sent, and nothing was written since. Asking takes three system
     /// calls, and the end of a session asks several times.
     is_sent: bool,
-    /// Whether the peer has ended its stream.
-    pub(super) eof: bool,
+    /// How the peer's stream ended; `None` while it is read.
+    pub(super) stream_end: Option<StreamEnd>,
     /// Whether the proxy has begun to end the stream to the peer.
     pub(super) shut: bool,
     /// Whether the socket has not accepted the end of the stream yet.
@@ -52,6 +52,15 @@ pub(super) struct Peer {
     pub(super) close_received: bool,
     /// Whether forwarding to the peer has ended: a Close was written or queued, or can no longer be.
     pub(super) forwarding_ended: bool,
+}
+
+/// How the stream of a peer ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// The peer ended it. Nothing more arrives, so that closing the socket does not reset it.
+    Read,
+    /// The peer is not read any more, or has reset the connection.
+    GivenUp,
 }
 
 /// The bytes for a peer that wait here or in the system.
@@ -94,7 +103,7 @@ impl Peer {
             drained_by: now,
             ping_not_before: now,
             is_sent: false,
-            eof: false,
+            stream_end: None,
             shut: false,
             shutting: false,
             is_paused: false,
@@ -144,9 +153,20 @@ impl Peer {
         match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
             Poll::Pending => None,
             // A reset is treated as the end of the stream.
-            Poll::Ready(Err(_)) => Some(self.received(0)),
+            Poll::Ready(Err(_)) => Some(self.ended(StreamEnd::GivenUp)),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Some(self.ended(StreamEnd::Read)),
             Poll::Ready(Ok(())) => Some(self.received(buffer.filled().len())),
         }
+    }
+
+    fn ended(&mut self, end: StreamEnd) -> usize {
+        self.stream_end = Some(end);
+        self.received(0)
+    }
+
+    /// Returns whether the peer has ended its stream, or is not read any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.stream_end.is_some()
     }
 
     /// Records that the peer has sent bytes, or with 0 the end of its stream. Bytes after its Close are dropped and
@@ -174,7 +194,7 @@ impl Peer {
 
     /// Returns whether more bytes of the peer are awaited and it is read, so that its silence counts.
     pub(super) fn is_read(&self) -> bool {
-        !self.eof && !self.forwarding_ended && !self.close_received && !self.is_paused
+        !self.has_ended() && !self.forwarding_ended && !self.close_received && !self.is_paused
     }
 
     /// Records that a ping was written after everything written before.
@@ -192,7 +212,8 @@ impl Peer {
     /// Returns whether the system has sent all bytes that it accepted, so that closing the socket discards nothing. It
     /// must be called before the stream is ended, when no write is pending.
     pub(super) fn is_sent_by_system(&mut self) -> bool {
-        if self.shut || self.is_sent || self.socket.is_sent() != Some(false) {
+        let ask = |socket: &Socket, is_at_end| if is_at_end { socket.is_sent_at_end() } else { socket.is_sent() };
+        if self.shut || self.is_sent || ask(&self.socket, self.forwarding_ended) != Some(false) {
             self.taken(|untaken| untaken.unsent = None);
             self.is_sent = true;
             return true;
@@ -269,6 +290,9 @@ impl Peer {
         if !self.shut {
             self.shut(cx);
         }
+        if self.stream_end == Some(StreamEnd::Read) {
+            return;
+        }
         for _ in 0..LAST_READS {
             if self.read(cx, scratch).is_none_or(|length| length == 0) {
                 return;
@@ -285,6 +309,12 @@ impl Peer {
 
     pub(super) fn has_pending_writes(&self) -> bool {
         !self.shut && (self.has_waiting() || self.unflushed)
+    }
+
+    /// Returns whether the peer has sent a Close and ended its stream, and no bytes wait for it here. Those that the
+    /// system has not sent are sent after the socket is closed, which does not reset it.
+    pub(super) fn has_finished(&self) -> bool {
+        self.close_received && self.stream_end == Some(StreamEnd::Read) && !self.has_pending_writes()
     }
 
     /// Returns whether no bytes wait for the peer, neither here nor in the system.

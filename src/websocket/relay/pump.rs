@@ -14,10 +14,10 @@ use crate::websocket::session::Event;
 impl Relay {
     /// Forwards the bytes that both peers had sent before the relay began.
     pub(super) fn forward_early(&mut self, from_client: &[u8], from_upstream: &[u8]) {
-        self.traffic.count_in(from_client.len());
+        self.traffic.count_in(from_client.len(), &self.upstream.socket);
         let (outgoing, violation) = self.read_from_upstream(from_upstream);
         let to_client = outgoing.bytes(from_upstream);
-        self.traffic.count_out(to_client.len());
+        self.traffic.count_out(to_client.len(), &self.client.socket);
         self.client.out().extend_from_slice(to_client);
         if violation.is_some() {
             self.close_for_upstream_violation();
@@ -132,12 +132,12 @@ impl Relay {
             }
             // The stream ends only once the client has its Close, so that the upstream can end its message.
             let is_closed = self.closing.is_some() && self.client.forwarding_ended;
-            let is_done = self.client.eof || is_closed;
-            if is_done && self.upstream.has_taken_everything() {
+            let is_done = self.client.has_ended() || is_closed;
+            if is_done && (self.upstream.has_finished() || self.upstream.has_taken_everything()) {
                 self.upstream.shut(cx);
                 return true;
             }
-        } else if !self.upstream.poll_shut(cx) && self.client.eof {
+        } else if !self.upstream.poll_shut(cx) && self.client.has_ended() {
             return false;
         }
         if self.from_client.direction.has_queued()
@@ -150,7 +150,7 @@ impl Relay {
             }
             return true;
         }
-        if self.client.eof {
+        if self.client.has_ended() {
             return false;
         }
         if self.from_client.is_awaiting_verdict() {
@@ -168,7 +168,7 @@ impl Relay {
                 if length == 0 {
                     return Some(Ok(0));
                 }
-                self.traffic.count_in(length);
+                self.traffic.count_in(length, &self.upstream.socket);
                 Some(self.forward_to_upstream(cx, &scratch[..length]))
             })
         } else {
@@ -177,7 +177,6 @@ impl Relay {
         match read {
             None => return false,
             Some(Ok(0)) => {
-                self.client.eof = true;
                 self.first_close.get_or_insert((None, ClosedBy::Client));
             }
             Some(Ok(_)) => {
@@ -238,15 +237,15 @@ impl Relay {
                     return true;
                 }
             }
-            let is_done = (self.client.forwarding_ended && self.closing.is_some()) || self.upstream.eof;
+            let is_done = (self.client.forwarding_ended && self.closing.is_some()) || self.upstream.has_ended();
             if is_done && self.client.has_taken_everything() {
                 self.client.shut(cx);
                 return true;
             }
-        } else if !self.client.poll_shut(cx) && self.upstream.eof {
+        } else if !self.client.poll_shut(cx) && self.upstream.has_ended() {
             return false;
         }
-        if self.upstream.eof {
+        if self.upstream.has_ended() {
             return false;
         }
         if self.upstream.resume_reading() {
@@ -266,8 +265,7 @@ impl Relay {
         match read {
             None => return false,
             Some(Ok(0)) => {
-                self.upstream.eof = true;
-                if !self.upstream.close_received && !self.client.close_received && !self.client.eof {
+                if !self.upstream.close_received && !self.client.close_received && !self.client.has_ended() {
                     self.process(Event::Close(CloseReason::UpstreamLost));
                 }
             }
@@ -278,7 +276,7 @@ impl Relay {
     }
 
     fn write_to_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
-        self.traffic.count_out(bytes.len());
+        self.traffic.count_out(bytes.len(), &self.client.socket);
         if self.client.write_now(cx, bytes).is_err() {
             self.client_stopped_reading();
         }

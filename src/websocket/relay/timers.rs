@@ -23,7 +23,7 @@ const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time after which a ping that could not be sent is tried again.
 const PING_RETRY: Duration = Duration::from_secs(1);
 /// The interval at which the system is asked whether it has sent all bytes that it accepted.
-const DELIVERY_RETRY: Duration = Duration::from_millis(100);
+pub(super) const DELIVERY_RETRY: Duration = Duration::from_millis(100);
 
 /// The two peers of a relay of which one has ended its stream, while the other one is still forwarded to it.
 #[derive(Clone, Copy)]
@@ -118,6 +118,7 @@ impl Relay {
         if self.closing.as_ref().and_then(|closing| closing.ends_at).is_some_and(|at| at <= now) {
             return true;
         }
+        self.check_delivery(now);
         if self.is_client_over(now) {
             return self.disconnect_client(cx);
         }
@@ -174,11 +175,11 @@ impl Relay {
     /// Returns the two peers where one has sent its Close, or the client has ended its stream, and still receives what
     /// the other one sends.
     pub(super) fn half_closed(&self) -> Option<HalfClosed<'_>> {
-        if self.closing.is_some() || self.upstream.eof {
+        if self.closing.is_some() || self.upstream.has_ended() {
             return None;
         }
         let (client, upstream) = (&self.client, &self.upstream);
-        match (client.close_received || client.eof, upstream.close_received) {
+        match (client.close_received || client.has_ended(), upstream.close_received) {
             (true, false) if !client.shut => Some(HalfClosed { ended: client, awaited: upstream }),
             (false, true) if !upstream.shut => Some(HalfClosed { ended: upstream, awaited: client }),
             _ => None,
@@ -188,7 +189,7 @@ impl Relay {
     /// Returns whether both sides have closed, and only bytes that a peer has not accepted yet keep the connections
     /// open. `send_timeout` alone limits that.
     fn awaits_only_delivery(&mut self) -> bool {
-        let has_ended = |peer: &Peer| peer.close_received || peer.eof;
+        let has_ended = |peer: &Peer| peer.close_received || peer.has_ended();
         self.closing.is_none()
             && has_ended(&self.client)
             && has_ended(&self.upstream)
