@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, budget, workers, file_work, json, page, small_server, fuzz; in tests simulation
+//! leaves that take plain values: telemetry, drain, budget, workers, file_work, json, der, page, small_server, fuzz; in tests simulation
 //! ```
 //!
 //! | module | what it does |
@@ -47,7 +47,7 @@
 //! | `file_work` | reads files on threads that may hang, within a limit |
 //! | `fuzz` | what fuzz targets share; not in the built program |
 //! | `simulation` | the clock, the upstream and the provider in tests on a paused clock |
-//! | `json`, `page`, `small_server` | strict JSON objects, HTML pages, the server of the admin and control listeners |
+//! | `json`, `der`, `page`, `small_server` | strict JSON objects, elements of DER, HTML pages, the server of the admin and control listeners |
 //!
 //! # Words
 //!
@@ -67,6 +67,7 @@ pub mod cli;
 mod config;
 mod control;
 mod demo;
+mod der;
 mod drain;
 mod file_work;
 #[cfg(any(test, fuzzing))]

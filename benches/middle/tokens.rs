@@ -26,13 +26,14 @@ impl Issuer {
         let pair = KeyPair::generate(KeySize::Rsa2048).expect("key");
         let private: aws_lc_rs::encoding::Pkcs8V1Der<'_> = pair.as_der().expect("pkcs8");
         let public: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().expect("spki");
-        let key = jsonwebtoken::EncodingKey::from_rsa_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes());
+        // PKCS #8 has the PKCS #1 key, which jsonwebtoken needs, after a prefix of 26 bytes.
+        let key = jsonwebtoken::EncodingKey::from_rsa_der(&private.as_ref()[26..]);
         let number = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let modulus = number(pair.public_key().modulus().big_endian_without_leading_zero());
         let exponent = number(pair.public_key().exponent().big_endian_without_leading_zero());
         let jwks =
             serde_json::json!({"keys": [{"kty": "RSA", "alg": "RS256", "use": "sig", "n": modulus, "e": exponent}]});
-        Self { key: key.expect("rsa"), public_pem: pem("PUBLIC KEY", public.as_ref()), jwks: jwks.to_string() }
+        Self { key, public_pem: pem("PUBLIC KEY", public.as_ref()), jwks: jwks.to_string() }
     }
 
     /// Returns a token; each number makes another one.

@@ -3,6 +3,8 @@
 //! A key is used only when its type, curve, size, `use`, `key_ops` and `alg` show that it verifies signatures of a
 //! supported algorithm. Symmetric keys in a JWKS are never used.
 
+mod pem;
+
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -177,19 +179,27 @@ impl KeySet {
     pub(super) fn from_pem(pem: &[u8]) -> Result<Self, BadKeys> {
         let text = std::str::from_utf8(pem).map_err(|_| BadKeys::NoPem)?;
         let mut keys = Vec::new();
-        for block in text.split_inclusive("-----END ") {
-            let Some(start) = block.find("-----BEGIN ") else { continue };
-            if block[start..].lines().next().is_some_and(|line| line.contains("PRIVATE KEY")) {
+        let mut skipped = Vec::new();
+        let blocks = text.split("-----BEGIN ").skip(1).filter_map(|block| block.split_once("-----"));
+        for (index, (label, rest)) in blocks.enumerate() {
+            if label.contains("PRIVATE KEY") {
                 return Err(BadKeys::PrivateKey);
             }
-            let label = block[start + 11..].split("-----").next().unwrap_or_default();
-            let whole = format!("{}{label}-----\n", &block[start..]);
-            if let Some((kind, decoding)) = pem_key(whole.as_bytes()) {
-                let fingerprint = KeyFingerprint::of(&[b"pem", whole.as_bytes()]);
-                keys.push(Key { fingerprint, id: None, kind, algorithm: None, decoding });
+            let Some((base64, _)) = rest.split_once("-----END ") else { continue };
+            match pem::public_key(label, base64) {
+                Ok((kind, decoding)) => {
+                    let whole = format!("-----BEGIN {label}-----{base64}-----END {label}-----\n");
+                    let fingerprint = KeyFingerprint::of(&[b"pem", whole.as_bytes()]);
+                    keys.push(Key { fingerprint, id: None, kind, algorithm: None, decoding });
+                }
+                Err(why) => skipped.push(format!("PEM block {}: {why}", index + 1)),
             }
         }
-        if keys.is_empty() { Err(BadKeys::NoPem) } else { Ok(Self { keys, skipped: Vec::new() }) }
+        match (keys.is_empty(), skipped.is_empty()) {
+            (true, true) => Err(BadKeys::NoPem),
+            (true, false) => Err(BadKeys::NoneUsable(skipped.join("; "))),
+            (false, _) => Ok(Self { keys, skipped }),
+        }
     }
 
     /// Returns whether the set contains a key and the key may be used with the algorithm.
@@ -288,23 +298,6 @@ fn other(document: &Value) -> String {
     format!("it is an object without a list `keys`; it has {}", names.join(", "))
 }
 
-fn pem_key(pem: &[u8]) -> Option<(KeyType, DecodingKey)> {
-    if let Ok(key) = DecodingKey::from_rsa_pem(pem) {
-        return Some((KeyType::Rsa, key));
-    }
-    if let Ok(key) = DecodingKey::from_ec_pem(pem) {
-        let kind = match key.try_get_as_bytes().ok()?.len() {
-            65 => KeyType::P256,
-            97 => KeyType::P384,
-            _ => return None,
-        };
-        return Some((kind, key));
-    }
-    let key = DecodingKey::from_ed_pem(pem).ok()?;
-    let point = key.try_get_as_bytes().ok()?;
-    (point.len() == 32 && !is_small_order(point)).then_some((KeyType::Ed25519, key))
-}
-
 /// Parses one JWK. The error is the reason why the key cannot be used.
 fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
     // Some serializers write members that are not set as null.
@@ -346,12 +339,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
         }
         ("OKP", Some("Ed25519")) => {
             let point = bytes("x")?;
-            if point.len() != 32 {
-                return Err("an Ed25519 key has 32 bytes");
-            }
-            if is_small_order(&point) {
-                return Err("a point of small order, for which anyone could sign");
-            }
+            check_ed25519(&point)?;
             (KeyType::Ed25519, DecodingKey::from_ed_der(&point), KeyFingerprint::of(&[b"OKP", &point]))
         }
         ("oct", _) => return Err("a symmetric key must not be in a key set"),
@@ -386,6 +374,15 @@ fn check_rsa(modulus: &[u8], exponent: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
+fn check_ed25519(point: &[u8]) -> Result<(), &'static str> {
+    let mut point = <[u8; 32]>::try_from(point).map_err(|_| "an Ed25519 key has 32 bytes")?;
+    point[31] &= 0x7f;
+    if SMALL_ORDER.contains(&point) {
+        return Err("a point of small order, for which anyone could sign");
+    }
+    Ok(())
+}
+
 /// The points whose order divides 8 and their non-canonical encodings, with the sign bit cleared.
 const SMALL_ORDER: [[u8; 32]; 7] = [
     filled(0x00, 0x00, 0x00),
@@ -410,18 +407,18 @@ const fn filled(first: u8, middle: u8, last: u8) -> [u8; 32] {
     bytes
 }
 
-fn is_small_order(point: &[u8]) -> bool {
-    let Ok(mut point) = <[u8; 32]>::try_from(point) else { return true };
-    point[31] &= 0x7f;
-    SMALL_ORDER.contains(&point)
-}
-
 #[cfg(test)]
 mod vectors;
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+    use aws_lc_rs::rsa::KeySize;
+    use aws_lc_rs::signature::KeyPair as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
+    use crate::der::{CONTEXT_0, Elements, SEQUENCE};
 
     fn b64(bytes: &[u8]) -> String {
         URL_SAFE_NO_PAD.encode(bytes)
@@ -480,6 +477,77 @@ mod tests {
             read(jwk.as_object().expect("object")).expect("a key").fingerprint
         };
         assert_eq!(print(&modulus, &[1, 0, 1]), print(&padded, &[0, 1, 0, 1]));
+    }
+
+    fn pem_of(label: &str, der: &[u8]) -> String {
+        format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
+    }
+
+    #[test]
+    fn keys_of_every_type_are_read_from_pem() {
+        let rsa = aws_lc_rs::rsa::KeyPair::generate(KeySize::Rsa2048).expect("key");
+        let spki: PublicKeyX509Der<'_> = rsa.public_key().as_der().expect("key");
+        let compressed = "MDkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDIgACMRIdE0+hBwj+4L34+JQ5bHMiHgbXjj0Lzn+nhyOp7vE=";
+        let mut blocks = vec![
+            (KeyType::P256, pem_of("PUBLIC KEY", &STANDARD.decode(compressed).expect("base64"))),
+            (KeyType::Rsa, pem_of("PUBLIC KEY", spki.as_ref())),
+            (KeyType::Rsa, pem_of("RSA PUBLIC KEY", rsa.public_key().as_ref())),
+        ];
+        for (kind, algorithm) in [
+            (KeyType::P256, &rcgen::PKCS_ECDSA_P256_SHA256),
+            (KeyType::P384, &rcgen::PKCS_ECDSA_P384_SHA384),
+            (KeyType::Ed25519, &rcgen::PKCS_ED25519),
+            (KeyType::Rsa, &rcgen::PKCS_RSA_SHA256),
+        ] {
+            let pair = rcgen::KeyPair::generate_for(algorithm).expect("key");
+            let certificate =
+                rcgen::CertificateParams::new(Vec::new()).expect("name").self_signed(&pair).expect("signed");
+            blocks.push((kind, pair.public_key_pem()));
+            blocks.push((kind, pem_of("CERTIFICATE", certificate.der())));
+            blocks.push((kind, pem_of("CERTIFICATE", &of_version_1(certificate.der()))));
+        }
+        for (kind, block) in &blocks {
+            let set = KeySet::from_pem(block.as_bytes()).unwrap_or_else(|error| panic!("{kind:?}: {error}\n{block}"));
+            assert_eq!(set.keys.iter().map(|key| key.kind).collect::<Vec<_>>(), [*kind], "{block}");
+        }
+        let all: String =
+            blocks.iter().map(|(_, block)| format!("# a comment\r\n{block}").replace('\n', "\r\n")).collect();
+        assert_eq!(KeySet::from_pem(all.as_bytes()).expect("keys").len(), blocks.len());
+    }
+
+    /// Leaves the version out of a certificate, which makes it one of version 1.
+    fn of_version_1(certificate: &[u8]) -> Vec<u8> {
+        let sequence = |content: &[u8]| {
+            let length = u16::try_from(content.len()).expect("short").to_be_bytes();
+            [&[SEQUENCE, 0x82, length[0], length[1]], content].concat()
+        };
+        let mut outer = Elements::of(certificate).take(SEQUENCE).expect("a certificate").elements();
+        let mut fields = outer.take(SEQUENCE).expect("fields").elements();
+        fields.take(CONTEXT_0).expect("a version");
+        sequence(&sequence(fields.rest()))
+    }
+
+    #[test]
+    fn errors_say_why_a_pem_block_has_no_usable_key() {
+        let der = |base64: &str| STANDARD.decode(base64).expect("base64");
+        let small = "MIGJAoGBAMWzvHjaecAmYsjTEq0IjH0KwdUM1D87PALP3A2VfdBBIliIm+ulKf+6CXpYknxP+Z9I0JMyoDMVERiQe570RsMY5ZcyMUQmjU2a3ga6nW/A36auya6YQc/uMmuWNXaE+k3kAb0Bp6KNITRTSBLsmz+FbKa3CXIrBtG5AiVD75rxAgMBAAE=";
+        let secp256k1 = "MFYwEAYHKoZIzj0CAQYFK4EEAAoDQgAEX5xayoFNvtsJPm9KY4mHgKMpsNHFFyaz8h6m2ZShSs9Dfrc875xFCIzYVIDojWUhXPB5VYWoWIqgFOuYBLqPwg==";
+        for (block, expected) in [
+            (pem_of("RSA PUBLIC KEY", &der(small)), "PEM block 1: an RSA modulus must have 2048 to 8192 bits"),
+            (pem_of("PUBLIC KEY", &der(secp256k1)), "PEM block 1: key type or curve is not supported"),
+            (pem_of("PUBLIC KEY", &[0; 32]), "PEM block 1: no public key in DER"),
+            (pem_of("CERTIFICATE", &[SEQUENCE, 0]), "PEM block 1: no certificate in DER"),
+            (pem_of("CERTIFICATE REQUEST", &[0; 32]), "PEM block 1: neither a public key nor a certificate"),
+            ("-----BEGIN PUBLIC KEY-----\n?\n-----END PUBLIC KEY-----".to_owned(), "PEM block 1: not base64"),
+        ] {
+            let error = KeySet::from_pem(block.as_bytes()).expect_err(expected).to_string();
+            assert_eq!(error, format!("no usable key: {expected}"));
+        }
+        for text in ["", "-----BEGIN PUBLIC KEY-----", "-----BEGIN PUBLIC KEY"] {
+            assert!(matches!(KeySet::from_pem(text.as_bytes()), Err(BadKeys::NoPem)), "{text}");
+        }
+        let private = pem_of("RSA PRIVATE KEY", &[0]);
+        assert!(matches!(KeySet::from_pem(private.as_bytes()), Err(BadKeys::PrivateKey)));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use super::super::check::Check;
 use super::super::{AssertionKey, Secret};
 use crate::config::{self, ClientAuth};
+use crate::der::{Elements, INTEGER, OCTET_STRING, SEQUENCE};
 
 /// The credential of a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,7 +65,7 @@ impl ClientKey {
             let point = pair.public_key().as_ref();
             let (x, y) = (b64(point.get(1..33)?), b64(point.get(33..65)?));
             let jwk = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
-            let key = EncodingKey::from_ec_pem(pem).ok()?;
+            let key = EncodingKey::from_ec_der(pkcs8);
             return Some(Self { key: Arc::new(key), algorithm: Algorithm::ES256, thumbprint: thumbprint(&jwk) });
         }
         let pair = RsaKeyPair::from_pkcs8(pkcs8).ok()?;
@@ -73,9 +74,16 @@ impl ClientKey {
             return None;
         }
         let jwk = format!(r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#, b64(&e), b64(&n));
-        let key = EncodingKey::from_rsa_pem(pem).ok()?;
+        let key = EncodingKey::from_rsa_der(rsa_key(pkcs8)?);
         Some(Self { key: Arc::new(key), algorithm: Algorithm::RS256, thumbprint: thumbprint(&jwk) })
     }
+}
+
+/// Returns the RSA key (PKCS #1) inside of a PKCS #8 key (RFC 5208 section 5).
+fn rsa_key(pkcs8: &[u8]) -> Option<&[u8]> {
+    let mut fields = Elements::of(pkcs8).take(SEQUENCE)?.elements();
+    let (_version, _algorithm) = (fields.take(INTEGER)?, fields.take(SEQUENCE)?);
+    fields.take(OCTET_STRING).map(|key| key.content)
 }
 
 fn thumbprint(jwk: &str) -> String {

@@ -55,8 +55,8 @@ impl Key {
             algorithm: Algorithm::RS256,
             jwk: json!({"kty":"RSA","use":"sig","kid":id,"n":b64(&components.n),"e":b64(&components.e)}),
             pem: pem(spki.as_ref()),
-            // PKCS#8 has the PKCS#1 key after a fixed prefix; jsonwebtoken needs the PEM of the whole.
-            signing: EncodingKey::from_rsa_pem(private_pem(pkcs8.as_ref()).as_bytes()).expect("rsa"),
+            // PKCS #8 has the PKCS #1 key, which jsonwebtoken needs, after a prefix of 26 bytes.
+            signing: EncodingKey::from_rsa_der(&pkcs8.as_ref()[26..]),
         }
     }
 
@@ -128,11 +128,6 @@ impl Key {
         header.kid = kid.map(str::to_owned);
         jsonwebtoken::encode(&header, claims, &self.signing).expect("signs")
     }
-}
-
-fn private_pem(pkcs8: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(pkcs8);
-    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
 }
 
 /// An RSA key. Making one takes time, so one is made for all tests of this process.
