@@ -165,6 +165,7 @@ impl ProxyState {
         let metrics = Arc::new(Metrics::default());
         revocations.count_writes_by(metrics.revocation_writes.clone());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
+        runtime.verifier.put_in_force();
         let (notifier, drain, budget) = (Notifier::default(), Drain::default(), MemoryBudget::default());
         budget.set_limit(runtime.policy.memory.unauthenticated_bytes);
         let held_messages = MemoryBudget::default();
@@ -269,6 +270,7 @@ impl ProxyState {
         if !is_wanted() {
             return;
         }
+        runtime.verifier.put_in_force();
         self.budget.set_limit(runtime.policy.memory.unauthenticated_bytes);
         self.held_messages.set_limit(runtime.policy.memory.held_message_bytes);
         self.current.store(Arc::new(runtime));

@@ -387,7 +387,6 @@ impl Logins {
             || Arc::new(LoginSessions::new(Arc::clone(revocations))),
             |former| Arc::clone(&former.sessions),
         );
-        sessions.reconfigure(&all, limits);
         Some(Self {
             all,
             keys,
@@ -396,6 +395,11 @@ impl Logins {
             sessions,
             limits,
         })
+    }
+
+    /// Makes the open sessions use these logins and limits. A reload does so when nothing can reject it any more.
+    pub(super) fn put_in_force(&self) {
+        self.sessions.reconfigure(&self.all, self.limits);
     }
 
     /// Returns the logins in the order of the configuration.

@@ -209,6 +209,13 @@ impl Verifier {
         self
     }
 
+    /// Makes the open sessions, which outlive a reload, use the logins of this verifier.
+    pub fn put_in_force(&self) {
+        if let Some(logins) = &self.logins {
+            logins.put_in_force();
+        }
+    }
+
     /// Returns sign-in by OpenID Connect, if it is configured.
     #[must_use]
     pub fn logins(&self) -> Option<&Logins> {

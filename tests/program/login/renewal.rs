@@ -3,7 +3,10 @@
 use serde_json::json;
 
 use super::{Browser, Fixture, OURS, provider};
+use crate::support::authority::Authority;
+use crate::support::backend::Backend;
 use crate::support::issuer::{Key, RSA};
+use crate::support::proxy::{Proxy, TempFolder, command, is_reload};
 use crate::support::socket::Socket;
 use crate::support::within;
 
@@ -397,4 +400,35 @@ async fn a_shorter_max_age_ends_the_sockets_that_are_open() {
         fixture.proxy.signal("HUP");
         assert_eq!(ending(&mut client).await, (4401, "Session expired".to_owned()), "refresh token: {refreshes}");
     }
+}
+
+/// Checks that the logins of a rejected configuration renew no session. It is rejected because the certificates that the
+/// system trusts are not read: a pipe that nobody writes is read like a file on a mount that does not answer.
+#[tokio::test]
+async fn after_a_rejected_reload_the_sessions_are_renewed_as_before() {
+    let (provider, backend, folder) = (provider(2).await, Backend::start().await, TempFolder::new());
+    let (trusted, pem) = (folder.0.join("trusted.pem"), Authority::new().pem());
+    std::fs::copy(pem.path(), &trusted).expect("copied");
+    let mut program = command();
+    program.env("SSL_CERT_FILE", &trusted).env_remove("SSL_CERT_DIR");
+    let providers = format!("providers: [{{ preset: oidc, issuer: \"{}\", audience: api }}]\n", provider.url);
+    let yaml = Fixture::yaml(&provider, &backend, "", &providers);
+    let proxy = Proxy::with_command(&yaml, "trace", program).await;
+    let fixture = Fixture { provider, backend, proxy };
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let (mut client, mut upstream) = fixture.socket(&browser).await;
+    std::fs::remove_file(&trusted).expect("removed");
+    assert!(std::process::Command::new("mkfifo").arg(&trusted).status().expect("mkfifo").success());
+    let before = fixture.proxy.log().len();
+    let without_login: Vec<&str> = yaml.lines().filter(|line| !line.starts_with("browser:")).collect();
+    // The client of this upstream is made with these certificates.
+    let other = "routes: [{ path: /other, upstream: \"https://127.0.0.1:1\" }]\n";
+    fixture.proxy.rewrite(&format!("{}\n{other}", without_login.join("\n")));
+    fixture.proxy.signal("HUP");
+    let said = fixture.proxy.logged_after(before, "a rejected reload", is_reload).await;
+    assert!(said.contains("the certificates that the system trusts: its files are not read within 10 s"), "{said}");
+    let renewed = fixture.provider.refreshes();
+    within("another renewal", fixture.provider.refreshed_times(renewed + 2)).await;
+    passes(&mut client, &mut upstream, "renewed").await;
 }
