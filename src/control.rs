@@ -109,7 +109,8 @@ impl ControlHandler {
     }
 
     async fn revoke(&self, body: Bytes) -> FullResponse {
-        let policy = &self.state.current().policy;
+        let runtime = self.state.current();
+        let policy = &runtime.policy;
         let (issuer, target) = match parse_revocation(&body, policy) {
             Ok(read) => read,
             Err(problem) => return text_response(StatusCode::BAD_REQUEST, format!("{problem}; nothing was revoked\n")),
@@ -117,7 +118,7 @@ impl ControlHandler {
         let Some(keep) = policy.control.as_ref().map(|control| control.revocation_keep) else {
             return text_response(StatusCode::NOT_FOUND, "control is switched off\n");
         };
-        let limit = policy.limits.revocations;
+        let (keep, limit) = (keep.max(runtime.least_revocation_keep), policy.limits.revocations);
         let revocation = match self.state.revocations.revoke(&issuer, &target, unix_seconds(), keep, limit) {
             Ok(revocation) => revocation,
             Err(full) => {

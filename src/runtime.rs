@@ -48,6 +48,10 @@ pub struct Runtime {
     pub signer: Option<AssertionSigner>,
     /// The clients of the policy's upstreams.
     pub upstreams: Upstreams,
+    /// The least time that a revocation is kept, by this policy and by those before it. A reload may have made
+    /// `session.max_age` shorter, and the next one may make it longer again: until then the sessions that began before have
+    /// not ended for good.
+    pub least_revocation_keep: Duration,
 }
 
 impl Runtime {
@@ -84,7 +88,9 @@ impl Runtime {
             &Carrier::ALL.map(Carrier::name),
             policy.trusted_headers.iter().map(|header| header.name.as_str()),
         );
-        Self { generation, policy, verifier, signer, upstreams }
+        let former_keep = former.map_or(Duration::ZERO, |former| former.least_revocation_keep);
+        let least_revocation_keep = policy.browser.least_revocation_keep().max(former_keep);
+        Self { generation, policy, verifier, signer, upstreams, least_revocation_keep }
     }
 }
 

@@ -50,16 +50,19 @@ const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The allowance for differences between the clocks of instances.
 const CLOCK_ALLOWANCE: Duration = Duration::from_secs(60);
 
-/// Returns the least time that a revocation is kept: until each session of a browser that it concerns has ended. Such a
-/// session may last longer than any token, and its cookie may not be presented before the revocation would be over.
-fn least_keep(browser: &BrowserSpec) -> Duration {
-    browser.longest_session().map_or(Duration::ZERO, |age| age.saturating_add(CLOCK_ALLOWANCE))
+impl BrowserSpec {
+    /// Returns the least time that a revocation is kept: until each session of a browser that it concerns has ended. Such a
+    /// session may last longer than any token, and its cookie may not be presented before the revocation would be over.
+    #[must_use]
+    pub fn least_revocation_keep(&self) -> Duration {
+        self.longest_session().map_or(Duration::ZERO, |age| age.saturating_add(CLOCK_ALLOWANCE))
+    }
 }
 
 impl ControlSpec {
     /// Keeps revocations at least until the sessions of browsers have ended.
     pub(super) fn keeping_for(self, browser: &BrowserSpec) -> Self {
-        Self { revocation_keep: self.revocation_keep.max(least_keep(browser)), ..self }
+        Self { revocation_keep: self.revocation_keep.max(browser.least_revocation_keep()), ..self }
     }
 }
 
@@ -67,7 +70,9 @@ impl Policy {
     /// Returns the time that a revocation is kept.
     #[must_use]
     pub fn revocation_keep(&self) -> Duration {
-        self.control.as_ref().map_or_else(|| KEEP.max(least_keep(&self.browser)), |control| control.revocation_keep)
+        self.control
+            .as_ref()
+            .map_or_else(|| KEEP.max(self.browser.least_revocation_keep()), |control| control.revocation_keep)
     }
 
     /// Returns the time that a logout reported by the provider is kept for this issuer's Bearer tokens, whose validity

@@ -63,7 +63,8 @@ pub(super) async fn serve(
 
 async fn revoke(state: &Arc<ProxyState>, runtime: &Arc<Runtime>, logout: &ProviderLogout) -> Result<(), Refusal> {
     let limit = runtime.policy.limits.revocations;
-    let keep = logout.keep.max(runtime.policy.bearer_revocation_keep(&logout.issuer));
+    let by_policies = runtime.policy.bearer_revocation_keep(&logout.issuer).max(runtime.least_revocation_keep);
+    let keep = logout.keep.max(by_policies);
     let mut revocations = Vec::new();
     let mut limit_reached = None;
     let (all, now) = (&state.revocations, unix_seconds());

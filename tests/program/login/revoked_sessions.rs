@@ -11,7 +11,7 @@ use crate::support::client::{Answer, get, request};
 use crate::support::control::post;
 use crate::support::issuer::RSA;
 use crate::support::openid::OpenId;
-use crate::support::proxy::{Proxy, TempFolder};
+use crate::support::proxy::{Proxy, TempFolder, is_reload};
 use crate::support::socket::Socket;
 use crate::support::{now, within};
 
@@ -300,4 +300,34 @@ async fn an_operator_s_revocation_is_kept_until_the_sessions_that_it_concerns_ha
         let kept = record["until"].as_u64().expect("a time") - record["at"].as_u64().expect("a time");
         assert_eq!(kept, expected, "{session}{keep}");
     }
+}
+
+/// A reload that makes sessions shorter ends those that are older, and the next reload may make them longer again. What was
+/// revoked between the two stays revoked.
+#[tokio::test]
+async fn a_revocation_is_kept_for_the_sessions_of_an_earlier_configuration() {
+    let (provider, backend, folder) = (OpenId::start().await, Backend::start().await, TempFolder::new());
+    let (socket, file) = (folder.0.join("control.sock"), folder.0.join("revocations"));
+    let more = format!(
+        "control: {{ listen: \"unix:{}\", revocation_file: \"{}\", revocation_keep: 1m }}\n",
+        socket.display(),
+        file.display()
+    );
+    let yaml = Fixture::yaml(&provider, &backend, "", &more);
+    let with_max_age = |age: &str| yaml.replace("login: {", &format!("session: {{ max_age: {age} }}, login: {{"));
+    let proxy = Proxy::start(&with_max_age("20h")).await;
+    let fixture = Fixture { provider, backend, proxy };
+    let before = fixture.proxy.log().len();
+    fixture.proxy.rewrite(&with_max_age("1h"));
+    fixture.proxy.signal("HUP");
+    let said = fixture.proxy.logged_after(before, "a reload", is_reload).await;
+    assert!(said.contains("configuration reloaded"), "{said}");
+    let body = json!({ "issuer": fixture.provider.url, "sub": "alice" }).to_string();
+    assert_eq!(post(&socket, "/revoke", &body).await, 204);
+    assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({ "sid": "kept" }))).await, 200);
+    let written = std::fs::read_to_string(&file).expect("written");
+    let kept: Vec<u64> = (written.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")))
+        .map(|record| record["until"].as_u64().expect("a time") - record["at"].as_u64().expect("a time"))
+        .collect();
+    assert_eq!(kept, [20 * 3_600 + 60; 2]);
 }
