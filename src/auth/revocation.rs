@@ -381,7 +381,8 @@ impl Revocations {
         let (at, until) = (entry.at, entry.until);
         // This includes a target that was revoked already: its earlier publication may be lost.
         let published = self.publish(&[entry.entry(key)], &[]);
-        let record = Record { issuer: issuer.to_owned(), target: target.clone(), browser: None, at, until };
+        let record =
+            Record { issuer: issuer.to_owned(), target: target.clone(), browser: None, at, at_ms: None, until };
         Ok(self.to_write(record, now, published))
     }
 

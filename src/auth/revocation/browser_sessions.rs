@@ -44,14 +44,15 @@ impl Revocations {
                 let browser = browser.map(str::to_owned);
                 // Not before the session began, which may be by a clock ahead of this one: an entry that ends all sessions
                 // until then is taken to include this one.
-                let at = moment.max(session.began).div_ceil(1_000);
+                let at_ms = moment.max(session.began);
                 // This includes a session that had ended already: its earlier publication may be lost.
-                (Record { issuer, target, browser, at, until }, self.sign_outs.entries_of(&keys))
+                let record = Record { issuer, target, browser, at: at_ms.div_ceil(1_000), at_ms: Some(at_ms), until };
+                (record, self.sign_outs.entries_of(&keys))
             }
             RecordedSignOut::AllBefore { at, until } => {
                 tracing::warn!("limits.sign_outs_per_user reached, ended all earlier browser sessions of one user");
                 let target = RevocationTarget::User(session.owner.to_string());
-                (Record { issuer, target, browser: None, at, until }, change.added)
+                (Record { issuer, target, browser: None, at, at_ms: None, until }, change.added)
             }
         };
         let published = self.publish(&entries, &change.removed);
@@ -72,7 +73,7 @@ impl Revocations {
             RevocationTarget::Session(name) => {
                 // Earlier versions wrote ids of cookies that can no longer be decrypted.
                 let Some((owner, id)) = name.split_once('/') else { return };
-                (owner, id, EntryKind::SignOut, record.at.saturating_mul(1_000))
+                (owner, id, EntryKind::SignOut, record.signed_out_at())
             }
             RevocationTarget::User(owner) => (owner.as_str(), "", EntryKind::AllSessions, record.at),
             RevocationTarget::Subject(_) | RevocationTarget::Token(_) => return,

@@ -56,6 +56,8 @@ pub(super) struct Record {
     /// The browser whose sessions have ended. Earlier versions do not read it.
     pub(super) browser: Option<String>,
     pub(super) at: u64,
+    /// The time of a session's sign-out in milliseconds, which `at` has rounded up. Earlier versions do not read it.
+    pub(super) at_ms: Option<u64>,
     pub(super) until: u64,
 }
 
@@ -74,11 +76,16 @@ impl Record {
         .flatten();
         let target = targets.next().filter(|_| targets.next().is_none())?;
         let (issuer, browser) = (text("issuer")?, text("browser"));
-        Some(Self { issuer, target, browser, at: number("at")?, until: number("until")? })
+        Some(Self { issuer, target, browser, at: number("at")?, at_ms: number("at_ms"), until: number("until")? })
+    }
+
+    /// Returns the time of a session's sign-out in milliseconds, or the end of its second in a line without it.
+    pub(super) fn signed_out_at(&self) -> u64 {
+        self.at_ms.unwrap_or(self.at.saturating_mul(1_000))
     }
 
     fn line(&self) -> String {
-        let Self { issuer, target, browser, at, until } = self;
+        let Self { issuer, target, browser, at, at_ms, until } = self;
         let (kind, id) = match target {
             RevocationTarget::User(id) => ("sub", id),
             RevocationTarget::Subject(id) => ("raw_sub", id),
@@ -88,6 +95,9 @@ impl Record {
         let mut line = json!({"issuer": issuer, kind: id, "at": at, "until": until});
         if let Some(browser) = browser {
             line["browser"] = browser.as_str().into();
+        }
+        if let Some(at_ms) = at_ms {
+            line["at_ms"] = (*at_ms).into();
         }
         format!("{line}\n")
     }
@@ -139,10 +149,11 @@ fn failed(path: &Path, source: io::Error) -> RevocationFileError {
 impl RevocationFile {
     /// Reads the records that have not expired and rewrites the file with only these. Creates the file if necessary.
     pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), RevocationFileError> {
-        let _lock = lock(path, LOCK_WAIT)?;
-        let Content { records, .. } = read(path, now)?;
-        let file = rewrite(path, &records)?;
-        let open = Mutex::new(Open::new(file, records.len(), path)?);
+        let there = &followed(path);
+        let _lock = lock(there, Instant::now() + LOCK_WAIT)?;
+        let Content { records, .. } = read(there, now)?;
+        let file = rewrite(there, &records)?;
+        let open = Mutex::new(Open::new(file, records.len(), there)?);
         Ok((Self { path: path.to_owned(), limit, open, writes: OnceLock::new() }, records))
     }
 
@@ -161,16 +172,20 @@ impl RevocationFile {
     }
 
     fn try_append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
+        // The wait for the lock begins before that for another thread, which waits for the lock too: one after the other they
+        // would wait for as long as all of them together.
+        let deadline = Instant::now() + LOCK_WAIT;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let _lock = lock(&self.path, LOCK_WAIT)?;
+        let path = &followed(&self.path);
+        let _lock = lock(path, deadline)?;
         let max_lines = self.limit.saturating_mul(2).max(16);
-        if open.lines >= max_lines || !open.can_continue(&self.path) {
+        if open.lines >= max_lines || !open.can_continue(path) {
             // Another process or an editor may have put another file in its place, or have stopped within a line.
-            let Content { records, lines, is_whole } = read(&self.path, now)?;
+            let Content { records, lines, is_whole } = read(path, now)?;
             *open = if is_whole && lines < max_lines {
-                Open::new(open_to_append(&self.path)?, lines, &self.path)?
+                Open::new(open_to_append(path)?, lines, path)?
             } else {
-                Open::new(rewrite(&self.path, &records)?, records.len(), &self.path)?
+                Open::new(rewrite(path, &records)?, records.len(), path)?
             };
         }
         let line = record.line();
@@ -179,7 +194,7 @@ impl RevocationFile {
             // Part of the line may have been written. The file is rewritten before the next append, so that the next
             // line does not continue it.
             open.lines = usize::MAX;
-            return Err(failed(&self.path, source));
+            return Err(failed(path, source));
         }
         open.lines += 1;
         Ok(())
@@ -234,14 +249,15 @@ fn merge_targets(records: &mut Vec<Record>) {
     let mut latest = HashMap::new();
     for record in &*records {
         let key = (record.issuer.clone(), record.target.clone(), record.browser.clone());
-        let (at, until) = latest.entry(key).or_insert((0, 0));
+        let (at, at_ms, until) = latest.entry(key).or_insert((0, 0, 0));
+        *at_ms = record.signed_out_at().max(*at_ms);
         (*at, *until) = (record.at.max(*at), record.until.max(*until));
     }
     records.reverse();
     records.retain_mut(|record| {
         let key = (record.issuer.clone(), record.target.clone(), record.browser.clone());
-        let Some((at, until)) = latest.remove(&key) else { return false };
-        (record.at, record.until) = (at, until);
+        let Some((at, at_ms, until)) = latest.remove(&key) else { return false };
+        (record.at, record.at_ms, record.until) = (at, record.at_ms.map(|_| at_ms), until);
         true
     });
     records.reverse();
@@ -259,9 +275,22 @@ fn remove_covered_sign_outs(records: &mut Vec<Record>) {
         let RevocationTarget::Session(name) = &record.target else { return true };
         let owner = name.split_once('/').map(|(owner, _)| owner);
         let all = owner.filter(|_| record.issuer == BROWSER_SESSIONS).and_then(|owner| all_ended.get(owner));
-        // A line of another process is not covered if its session may have begun later. Its time is rounded up to a second.
-        all.is_none_or(|(at, until)| record.at.saturating_mul(1_000) > at.saturating_add(999) || record.until > *until)
+        // A line of another process, or of a session that replaced another one, is not covered if its session may have begun
+        // later.
+        all.is_none_or(|(at, until)| record.signed_out_at() > *at || record.until > *until)
     });
+}
+
+/// Returns the file that a path leads to: a link is kept, and the file behind it replaced. With the link in its place the
+/// lines would be where nobody looks for them, for example outside of a volume.
+fn followed(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // As many as the system follows.
+    for _ in 0..40 {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
 }
 
 /// Returns the path of a file beside this one.
@@ -273,11 +302,10 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
 
 /// Waits for the lock of the file, which is that of a file beside it, since the file itself is replaced. It is released
 /// when the returned file is dropped. On a file system without locks there is none: one process alone needs none.
-fn lock(path: &Path, wait: Duration) -> Result<Option<File>, RevocationFileError> {
+fn lock(path: &Path, deadline: Instant) -> Result<Option<File>, RevocationFileError> {
     let path = beside(path, ".lock");
     let failed = |source| failed(&path, source);
     let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
-    let deadline = Instant::now() + wait;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(Some(file)),
@@ -339,7 +367,7 @@ mod tests {
     }
 
     fn record(target: RevocationTarget, at: u64, until: u64) -> Record {
-        Record { issuer: "i".to_owned(), target, browser: None, at, until }
+        Record { issuer: "i".to_owned(), target, browser: None, at, at_ms: None, until }
     }
 
     fn ids(records: &[Record]) -> Vec<(RevocationTarget, u64)> {
@@ -419,11 +447,12 @@ mod tests {
     #[test]
     fn a_lock_that_another_process_holds_is_waited_for_within_a_limit() {
         let path = Scratch::new("lock");
-        let held = lock(&path.0, LOCK_WAIT).expect("locked");
-        let late = lock(&path.0, Duration::from_millis(20)).expect_err("held").to_string();
+        let after = |wait| Instant::now() + Duration::from_millis(wait);
+        let held = lock(&path.0, after(5_000)).expect("locked");
+        let late = lock(&path.0, after(20)).expect_err("held").to_string();
         assert!(late.ends_with(".lock: another process holds the lock"), "{late}");
         drop(held);
-        lock(&path.0, Duration::ZERO).expect("locked");
+        lock(&path.0, after(0)).expect("locked");
     }
 
     #[test]
@@ -498,7 +527,7 @@ mod tests {
     fn a_user_s_single_sign_outs_go_when_one_line_ends_them_all() {
         let path = Scratch::new("all");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
-        let own = |target, at| Record { issuer: BROWSER_SESSIONS.to_owned(), target, browser: None, at, until: 100 };
+        let own = |target, at| Record { issuer: BROWSER_SESSIONS.to_owned(), ..record(target, at, 100) };
         let one = |name: &str| RevocationTarget::Session(name.to_owned());
         for (target, at) in [
             (one("alice/1"), 1),
@@ -512,6 +541,58 @@ mod tests {
         let (_file, records) = RevocationFile::open(&path.0, 10, 1).expect("opens");
         let expected = [(one("bob/1"), 1), (RevocationTarget::User("alice".into()), 2_000), (one("alice/3"), 3)];
         assert_eq!(ids(&records), expected);
+    }
+
+    /// The line of one session has its time in seconds too, for earlier versions.
+    #[test]
+    fn a_sign_out_in_the_second_of_the_line_that_ends_all_earlier_sessions_is_kept_if_it_came_later() {
+        let path = Scratch::new("second");
+        let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        let own = |target, at| Record { issuer: BROWSER_SESSIONS.to_owned(), ..record(target, at, 100) };
+        let one = |name: &str| RevocationTarget::Session(name.to_owned());
+        let at_ms = |name, at_ms: u64| Record { at_ms: Some(at_ms), ..own(one(name), at_ms.div_ceil(1_000)) };
+        let all = RevocationTarget::User("alice".into());
+        for record in
+            [at_ms("alice/1", 12_000), at_ms("alice/2", 12_300), own(all.clone(), 12_001), at_ms("alice/3", 12_400)]
+        {
+            file.append(&record, 1).expect("kept");
+        }
+        let (_file, records) = RevocationFile::open(&path.0, 10, 1).expect("opens");
+        assert_eq!(ids(&records), [(one("alice/2"), 13), (all, 12_001), (one("alice/3"), 13)]);
+        assert_eq!(records[2].at_ms, Some(12_400));
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_one() {
+        let (path, link) = (Scratch::new("linked"), Scratch::new("link"));
+        let kept = |id: &str| RevocationTarget::User(id.to_owned());
+        std::os::unix::fs::symlink(path.0.file_name().expect("a name"), &link.0).expect("linked");
+        for (number, id) in ["a", "b", "c"].into_iter().enumerate() {
+            // The first time there is no file behind it.
+            let (file, before) = RevocationFile::open(&link.0, 10, 0).expect("opens");
+            assert_eq!(before.len(), number);
+            file.append(&record(kept(id), 1, 100), 1).expect("kept");
+        }
+        assert!(std::fs::symlink_metadata(&link.0).expect("there").is_symlink());
+        assert_eq!(RevocationFile::open(&path.0, 10, 1).expect("opens").1.len(), 3);
+    }
+
+    #[test]
+    fn what_waits_for_a_lock_together_has_waited_for_it_together() {
+        let path = Scratch::new("together");
+        let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        let _held = lock(&path.0, Instant::now()).expect("locked");
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let file = &file;
+                scope.spawn(move || {
+                    let user = RevocationTarget::User(number.to_string());
+                    file.append(&record(user, 1, 100), 1).expect_err("held");
+                });
+            }
+        });
+        assert!(began.elapsed() < 2 * LOCK_WAIT, "{:?}", began.elapsed());
     }
 
     #[test]
