@@ -84,7 +84,7 @@ pub use route_match::{Conflict, RouteMatch, RouteRequirement};
 pub use secret::Secret;
 pub use shared::{EngineAddress, SharedSpec};
 pub use summary::{UpstreamIsolation, UserNames, isolation_of, keys_not_shown, sockets, summary, tokens};
-pub use token_sources::{QueryParameter, TokenSources, TokenSubprotocol};
+pub use token_sources::{BALANCER_HEADER, QueryParameter, TokenSources, TokenSubprotocol};
 pub use trusted_header::TrustedHeader;
 pub use upstream::{TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls};
 pub use upstream_preset::UpstreamPreset;

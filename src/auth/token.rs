@@ -22,7 +22,7 @@ use hyper::{HeaderMap, Uri};
 
 use super::jwt;
 pub use super::token_error::TokenError;
-use crate::policy::{Secret, TokenSources};
+use crate::policy::{BALANCER_HEADER, Secret, TokenSources};
 pub(in crate::auth) use cookie::MAX_COOKIE_VALUE;
 use cookie::take_cookie;
 pub use cookie::{
@@ -122,9 +122,9 @@ impl fmt::Debug for Token {
 /// The place in a request where a token was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
-    /// `Authorization`.
+    /// `Authorization`, or another header beside that of a load balancer.
     Header,
-    /// Another HTTP header, which has the bare token.
+    /// A header that a load balancer may write: its own, or where that is no token source, any other than `Authorization`.
     OwnHeader,
     /// A subprotocol entry of a WebSocket upgrade.
     Subprotocol,
@@ -341,11 +341,10 @@ fn take_header(
     } else {
         Cow::Borrowed(text)
     };
-    let (parsed, carrier) = if name == AUTHORIZATION {
-        (Token::parse(&token, limit), Carrier::Header)
-    } else {
-        (Token::parse_padded(&token, limit), Carrier::OwnHeader)
-    };
+    let parsed = if name == AUTHORIZATION { Token::parse(&token, limit) } else { Token::parse_padded(&token, limit) };
+    // A client writes the others, and the balancer passes them on.
+    let is_own = name != AUTHORIZATION && (name == BALANCER_HEADER || !sources.headers.contains(&BALANCER_HEADER));
+    let carrier = if is_own { Carrier::OwnHeader } else { Carrier::Header };
     match parsed {
         Ok(token) => Some(Ok((token, carrier))),
         Err(error @ TokenError::TooLong { .. }) => bad(Problem::NotAToken(error)),

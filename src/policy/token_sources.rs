@@ -9,6 +9,9 @@ use super::dialect::Dialects;
 use super::{CookieSource, ProviderTokens, Secret};
 use crate::config::{self, CookieEncoding, OneOrMany, QueryMode, TokenEncoding};
 
+/// The header in which load balancers of AWS send their tokens.
+pub const BALANCER_HEADER: HeaderName = HeaderName::from_static("x-amzn-oidc-data");
+
 /// The places where a token is read, for one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSources {

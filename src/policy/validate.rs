@@ -9,7 +9,7 @@ use super::names::ConfiguredNames;
 use super::protected_resource::Resources;
 use super::provider_preset::cookie_suffix;
 use super::summary::isolation_of;
-use super::token_sources::{RouteContext, WrittenSources};
+use super::token_sources::{BALANCER_HEADER, RouteContext, WrittenSources};
 use super::upstream::Upstreams;
 use super::{
     AssertionSpec, ListenPlace, ListenSpec, Origin, Pattern, Policy, ProviderTokens, Requirement, ReservedNames, Route,
@@ -33,9 +33,6 @@ pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
 /// The beginning of the warning of a process that runs with `--insecure-dev`; `doctor` recognizes it on `/status`.
 pub const DEVELOPMENT_TOKENS: &str = "development tokens are accepted (--insecure-dev)";
 
-/// The header in which load balancers of AWS send their tokens.
-const BALANCER_HEADER: &str = "X-Amzn-Oidc-Data";
-
 /// Returns the configuration with the header of load balancers in front of `Authorization`, if there is such a provider and
 /// `token_from.header` is as by default.
 fn with_balancer_header(config: &Config) -> Cow<'_, Config> {
@@ -45,7 +42,8 @@ fn with_balancer_header(config: &Config) -> Cow<'_, Config> {
         return Cow::Borrowed(config);
     }
     let mut config = config.clone();
-    config.token_from.header = Some(config::OneOrMany([BALANCER_HEADER, "Authorization"].map(str::to_owned).to_vec()));
+    config.token_from.header =
+        Some(config::OneOrMany([BALANCER_HEADER.as_str(), "Authorization"].map(str::to_owned).to_vec()));
     Cow::Owned(config)
 }
 

@@ -316,6 +316,25 @@ fn the_password_of_basic_is_a_token_where_that_is_configured() {
 }
 
 #[test]
+fn beside_a_load_balancer_s_header_no_other_one_is_its_own() {
+    let other = HeaderName::from_static("x-token");
+    for (names, presented, expected) in [
+        (vec![other.clone(), BALANCER_HEADER, AUTHORIZATION], BALANCER_HEADER, Carrier::OwnHeader),
+        (vec![other.clone(), BALANCER_HEADER, AUTHORIZATION], other.clone(), Carrier::Header),
+        (vec![other.clone(), AUTHORIZATION], other.clone(), Carrier::OwnHeader),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert(&presented, HeaderValue::from_static("a.b.c"));
+        let mut uri: Uri = "/x".parse().expect("target");
+        let sources = TokenSources { headers: names, ..sources() };
+        match extract(&mut headers, &mut uri, &sources, Purpose::Plain, None, 64, None) {
+            Ok(Extracted::Token(_, carrier)) => assert_eq!(carrier, expected, "{presented}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn an_opaque_query_value_waits_behind_a_cookie() {
     let jwt = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl";
     for (cookie, target, expected) in [
