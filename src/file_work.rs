@@ -17,6 +17,11 @@ pub enum FileWorkError {
     /// The files were not read in time.
     #[error("its files are not read within 10 s; check whether their file systems answer")]
     Late,
+    /// Earlier work still waits for its files, so this was not begun.
+    #[error(
+        "an earlier read of its files has not ended: of a pipe that nobody writes, or on a file system that does not answer; end that, or restart"
+    )]
+    NotBegun,
     /// The work panicked.
     #[error("internal error")]
     Panicked(#[source] JoinError),
@@ -45,7 +50,7 @@ impl<T: Send + 'static> FileWork<T> {
     ) -> Result<T, FileWorkError> {
         let deadline = Instant::now() + limit;
         if let Some(earlier) = &mut self.0 {
-            let _ = timeout_at(deadline, earlier).await.map_err(|_| FileWorkError::Late)?;
+            let _ = timeout_at(deadline, earlier).await.map_err(|_| FileWorkError::NotBegun)?;
         }
         let running = self.0.insert(tokio::task::spawn_blocking(work));
         let done = timeout_at(deadline, running).await.map_err(|_| FileWorkError::Late)?;
@@ -68,7 +73,7 @@ mod tests {
             "first"
         };
         assert!(matches!(work.run(brief, hanging).await, Err(FileWorkError::Late)));
-        assert!(matches!(work.run(brief, || "second").await, Err(FileWorkError::Late)), "the first has not ended");
+        assert!(matches!(work.run(brief, || "second").await, Err(FileWorkError::NotBegun)));
         drop(end);
         assert_eq!(work.run(FILE_LIMIT, || "third").await.expect("done"), "third");
     }

@@ -216,9 +216,9 @@ impl Reload {
                 return Err("internal error while the configuration was put in force".to_owned());
             }
             // What comes of it later is dropped. If the thread was first, it is putting the policy in force just now.
-            Err(FileWorkError::Late) => {
+            Err(error @ (FileWorkError::Late | FileWorkError::NotBegun)) => {
                 if !decided.swap(true, Ordering::AcqRel) {
-                    return Err(format!("the certificates that the system trusts: {}", FileWorkError::Late));
+                    return Err(format!("the certificates that the system trusts: {error}"));
                 }
             }
         }
