@@ -200,7 +200,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        for path in [self.0.clone(), self.0.with_extension("lock")] {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -334,4 +336,15 @@ fn after_a_restart_a_session_that_began_by_a_clock_ahead_of_this_one_stays_ended
     }
     assert_eq!(restarted.sign_outs(), 1, "one entry for all");
     assert!(restarted.is_ended(&ahead, 100) && file.attached().is_ended(&ahead, 100));
+}
+
+/// Other instances have the entry in milliseconds, and load all entries anew where one differs.
+#[test]
+fn after_a_restart_a_sign_out_has_the_time_that_other_instances_know() {
+    let file = Scratch::new("same-time");
+    let first = file.attached();
+    let session = BrowserSession { began: 9_000, ..browser_session("s", None) };
+    first.end_session(&session, SessionScope::Session, 9_123, 1_000, LIMITS).expect("room").save().expect("saved");
+    let times = |known: &Revocations| known.live(100).iter().map(|entry| (entry.at, entry.until)).collect::<Vec<_>>();
+    assert_eq!((times(&first), times(&file.attached())), (vec![(9_123, 1_000)], vec![(9_123, 1_000)]));
 }
