@@ -139,17 +139,18 @@ impl Traffic {
     /// Counts bytes of the client, which are forwarded to `upstream`.
     fn count_in(&mut self, bytes: usize, upstream: &Socket) {
         self.route.from_client.inc_by(bytes as u64);
-        add(&mut self.bytes_in, bytes, upstream);
+        add_relayed(&mut self.bytes_in, bytes, upstream);
     }
 
     /// Counts bytes of the upstream, which are forwarded to `client`.
     fn count_out(&mut self, bytes: usize, client: &Socket) {
         self.route.to_client.inc_by(bytes as u64);
-        add(&mut self.bytes_out, bytes, client);
+        add_relayed(&mut self.bytes_out, bytes, client);
     }
 }
 
-fn add(total: &mut u64, bytes: usize, receiver: &Socket) {
+/// Adds relayed bytes to a total. The receiver's socket is limited when it reaches [`LIMITED_FROM`].
+fn add_relayed(total: &mut u64, bytes: usize, receiver: &Socket) {
     let before = *total;
     *total += bytes as u64;
     if before < LIMITED_FROM && *total >= LIMITED_FROM {
