@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::closing::Closing;
 use super::peer::StreamEnd;
 use super::scratch::with_scratch;
-use super::timers::DELIVERY_RETRY;
 use super::{ClosedBy, Relay, encode_to_client};
 use crate::auth::unix_millis;
 use crate::http::Socket;
@@ -19,6 +18,8 @@ use crate::websocket::session::Event;
 /// The time that the other side has after a Close, or the end of one stream, was delivered to it. The client of a
 /// session that the proxy ends is disconnected when it accepts nothing for this long.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
+/// The interval at which the system is asked whether it has sent all bytes that it accepted.
+pub(super) const DELIVERY_RETRY: Duration = Duration::from_millis(100);
 
 impl Relay {
     /// Checks the session against the revocations and the policy in force, which may also move the end of a session

@@ -5,7 +5,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use super::closing::MESSAGE_END_TIMEOUT;
-use super::ending::LINGER;
+use super::ending::{DELIVERY_RETRY, LINGER};
 use super::peer::Peer;
 use super::{ClosedBy, Relay};
 use crate::auth::unix_millis;
@@ -22,8 +22,6 @@ pub(super) const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time after which a ping that could not be sent is tried again.
 const PING_RETRY: Duration = Duration::from_secs(1);
-/// The interval at which the system is asked whether it has sent all bytes that it accepted.
-pub(super) const DELIVERY_RETRY: Duration = Duration::from_millis(100);
 
 /// The two peers of a relay of which one has ended its stream, while the other one is still forwarded to it.
 #[derive(Clone, Copy)]

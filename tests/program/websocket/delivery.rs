@@ -7,23 +7,25 @@ use tokio::io::AsyncReadExt as _;
 use crate::fixture::fixture;
 use crate::support::socket::Socket;
 
-const MESSAGES: u8 = 16;
+/// The numbers of messages, of 64 KiB each, with which the tests run: the first waits in the proxy for the reader; the second
+/// is accepted by the system, and a part of it not sent.
+const MESSAGES: [u8; 2] = [16, 3];
 
-/// Sends a megabyte from one side, which then closes. The other pauses for longer than the answer to the Close is
+/// Sends messages from one side, which then closes. The other pauses for longer than the answer to the Close is
 /// awaited, and sends a message before it reads. On a closed connection that would cause a reset.
-async fn reaches_a_peer_that_pauses(mut sender: Socket, mut reader: Socket) {
-    for number in 0..MESSAGES {
+async fn reaches_a_peer_that_pauses(messages: u8, mut sender: Socket, mut reader: Socket) {
+    for number in 0..messages {
         sender.send(0x82, vec![number; 64 << 10]).await;
     }
     sender.send(0x88, 1000_u16.to_be_bytes()).await;
     // The pause itself is what is tested.
     tokio::time::sleep(Duration::from_secs(7)).await;
     reader.say("late").await;
-    for number in 0..MESSAGES {
+    for number in 0..messages {
         let frame = reader.next().await;
         assert!(
             frame.payload == vec![number; 64 << 10],
-            "message {number} of {MESSAGES}: {} bytes",
+            "message {number} of {messages}: {} bytes",
             frame.payload.len()
         );
     }
@@ -33,15 +35,23 @@ async fn reaches_a_peer_that_pauses(mut sender: Socket, mut reader: Socket) {
 #[tokio::test]
 async fn what_stands_before_the_clients_close_reaches_an_upstream_that_pauses() {
     let fixture = fixture("").await;
-    let (client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
-    reaches_a_peer_that_pauses(client, upstream).await;
+    let mut pauses = Vec::new();
+    for messages in MESSAGES {
+        let (client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
+        pauses.push(reaches_a_peer_that_pauses(messages, client, upstream));
+    }
+    futures_util::future::join_all(pauses).await;
 }
 
 #[tokio::test]
 async fn what_stands_before_the_upstreams_close_reaches_a_client_that_pauses() {
     let fixture = fixture("").await;
-    let (client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
-    reaches_a_peer_that_pauses(upstream, client).await;
+    let mut pauses = Vec::new();
+    for messages in MESSAGES {
+        let (client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
+        pauses.push(reaches_a_peer_that_pauses(messages, upstream, client));
+    }
+    futures_util::future::join_all(pauses).await;
 }
 
 /// Checks a client that has so much to read that it cannot answer the proxy's ping in time.
