@@ -21,6 +21,7 @@ mod key_source;
 mod limits;
 mod listener;
 mod login;
+mod loose_rules;
 mod memory;
 mod names;
 mod origin;

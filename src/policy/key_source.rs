@@ -52,6 +52,9 @@ pub enum KeySource {
     },
 }
 
+/// The longest `jwks.refresh` without a warning. Providers that rotate keys publish the next one days before.
+const MOST_USUAL_REFRESH: Duration = Duration::from_secs(24 * 3_600);
+
 /// The URL from which keys are fetched.
 struct KeysUrl {
     /// The key of the configuration that it follows from.
@@ -137,6 +140,12 @@ impl Check {
         if jwks.refresh.is_some_and(|time| time.0 < Duration::from_secs(30)) {
             self.error(format!("{at}.jwks.refresh"), "must be at least 30s");
         }
+        if let Some(refresh) = jwks.refresh.filter(|time| time.0 > MOST_USUAL_REFRESH) {
+            self.warn_at(
+                format!("{at}.jwks.refresh"),
+                format!("a key that the provider withdraws, such as a stolen one, is accepted for up to {refresh}; write at most 1d"),
+            );
+        }
         let authority = self.authority(&format!("{at}.jwks.ca_file"), jwks.ca_file.as_ref());
         if jwks.token_file.is_some() && jwks.url.is_none() {
             self.error(format!("{at}.jwks.token_file"), "is sent to jwks.url alone; write that too");
@@ -189,7 +198,16 @@ impl Check {
 
     /// Rejects keys over plain http from another machine, unless that is allowed.
     fn check_fetched_safely(&mut self, path: &str, url: &Url, jwks: &config::Jwks) {
-        if url.scheme() == "http" && !is_loopback(url) && !jwks.allow_http {
+        if url.scheme() == "http" && !is_loopback(url) && jwks.allow_http {
+            let at = path.strip_suffix(".jwks.url").or_else(|| path.strip_suffix(".issuer")).unwrap_or(path);
+            let host = url.host_str().unwrap_or_default();
+            self.warn_at(
+                format!("{at}.jwks.allow_http"),
+                format!(
+                    "keys come from {host} by plain http: anyone on the network in between can replace them, and then make tokens of any user; use https if others reach that network"
+                ),
+            );
+        } else if url.scheme() == "http" && !is_loopback(url) {
             self.error(path, "would fetch keys over plain http, where anyone on the way can replace them; use https,\nor set jwks.allow_http: true");
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::check::Check;
-use super::{Hosts, Origin};
+use super::{Hosts, Origin, is_loopback_name};
 use crate::config::{self, Config, Finding, OneOrMany, shown_url};
 
 /// The settings of a listener.
@@ -63,6 +63,11 @@ const PRIVATE: [IpNet; 9] = [
     v6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
     v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
 ];
+
+/// The shortest prefixes in `trusted_proxies` without a warning: those of `private_ranges`. The networks of content delivery
+/// networks are smaller.
+const WIDEST_V4: u8 = 8;
+const WIDEST_V6: u8 = 7;
 
 const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
@@ -160,6 +165,15 @@ impl Check {
             } else if text == "private_ranges" {
                 networks.extend(PRIVATE);
             } else if let Ok(network) = text.parse::<IpNet>() {
+                let widest = if network.addr().is_ipv4() { WIDEST_V4 } else { WIDEST_V6 };
+                if network.prefix_len() < widest {
+                    self.warn_at(
+                        format!("trusted_proxies[{index}]"),
+                        format!(
+                            "{text} has addresses of many clients: each of them can name any client address and any scheme in X-Forwarded-For and X-Forwarded-Proto, and escapes the limits per address; write the addresses of your load balancer, or private_ranges"
+                        ),
+                    );
+                }
                 networks.push(network);
             } else if let Ok(address) = text.parse::<IpAddr>() {
                 networks.push(IpNet::from(address));
@@ -172,6 +186,22 @@ impl Check {
         }
         networks
     }
+}
+
+/// Returns whether an upstream with this host and port would be a listener of the proxy itself.
+pub(super) fn is_own_listener(config: &Config, host: &str, port: u16) -> bool {
+    let connected = host.parse::<IpAddr>().ok();
+    let is_this_machine = is_loopback_name(host) || connected.is_some_and(|address| address.is_unspecified());
+    let is_it = |listener: &SocketAddr| {
+        let is_at = match connected.filter(|address| !address.is_unspecified()) {
+            Some(address) => address == listener.ip() || (is_this_machine && listener.ip().is_unspecified()),
+            None => is_this_machine && (listener.ip().is_loopback() || listener.ip().is_unspecified()),
+        };
+        is_at && listener.port() == port && port != 0
+    };
+    config.listen.iter().any(|listen| {
+        matches!(listen_place(&listen.address), Ok(ListenPlace::Tcp(addresses)) if addresses.iter().any(is_it))
+    })
 }
 
 fn listen_place(text: &str) -> Result<ListenPlace, String> {

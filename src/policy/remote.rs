@@ -220,6 +220,15 @@ impl Check {
                 "would send tokens and our secret over plain http; use https, or set remote.allow_http: true",
             );
         }
+        if url.scheme() == "http" && !is_loopback(&url) && remote.allow_http {
+            let host = url.host_str().unwrap_or_default();
+            self.warn_at(
+                format!("{at}.allow_http"),
+                format!(
+                    "tokens and our secret go to {host} by plain http: anyone on the network in between can read them, and answer that any token is active; use https if others reach that network"
+                ),
+            );
+        }
         Some(url)
     }
 

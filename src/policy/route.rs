@@ -38,6 +38,11 @@ impl Route {
         matches!(self.auth, AuthMode::None | AuthMode::Optional)
     }
 
+    /// Returns whether every request matches the rule, so that none reaches the rules below it.
+    pub(super) fn matches_everything(&self) -> bool {
+        self.pattern.is_none() && self.methods.is_empty()
+    }
+
     /// Returns whether both rules treat a request alike.
     pub(super) fn has_same_outcome(&self, other: &Self) -> bool {
         self.auth == other.auth

@@ -173,7 +173,10 @@ impl Lines {
     }
 
     fn routes(&mut self, policy: &Policy) {
-        for (index, route) in policy.routes.iter().enumerate() {
+        // No request reaches a rule below one that matches everything.
+        let last = policy.routes.iter().position(|route| route.matches_everything());
+        let reached = last.map_or(policy.routes.len(), |last| last + 1);
+        for (index, route) in policy.routes[..reached].iter().enumerate() {
             self.add(if index == 0 { "routes" } else { "" }, described(policy, route, self.names));
         }
         for (path, resource) in &policy.resource_documents {

@@ -91,7 +91,7 @@ fn hides(above: &Route, route: &Route, method: Option<&str>) -> Option<Hidden> {
     let is_always = if route.opens() {
         true
     } else if above.opens() {
-        above.pattern.is_none() && above.methods.is_empty()
+        above.matches_everything()
     } else {
         includes(above, route, Comparison::Folded)
     };

@@ -1,5 +1,6 @@
 //! The settings of upstreams: address, time limits, and the credentials that each gets.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use url::Url;
 
 use super::check::Check;
 use super::dialect::Dialects;
+use super::listener::is_own_listener;
 use super::origin::missing_scheme;
 use super::upstream_preset::upstream_preset;
 use super::{CertificateAuthority, DialectSpec, Route, Secret, UpstreamPreset, fold, is_loopback_name};
@@ -140,7 +142,7 @@ impl Check {
             self.error("upstream", "is missing: where is the backend? Write upstream: http://127.0.0.1:8000");
             return None;
         };
-        let first = self.upstream("upstream", upstream);
+        let first = self.upstream(config, "upstream", upstream);
         let mut further: Vec<Written> = Vec::new();
         let mut of_route = Vec::new();
         for (index, route) in config.routes.iter().enumerate() {
@@ -152,7 +154,7 @@ impl Check {
             if route.auth == AuthMode::Deny {
                 self.error(&at, "is never reached: the rule says auth: deny");
             }
-            let found = self.upstream(&at, upstream)?;
+            let found = self.upstream(config, &at, upstream)?;
             // Routes with the same settings share their connections. The dialect of a first message is one of these, though
             // it is not in the settings yet.
             let dialect = |(_, first_message): &Written| first_message.as_ref().map(|(dialect, _)| dialect.clone());
@@ -168,7 +170,7 @@ impl Check {
         Some(Upstreams { specs, first_messages, of_route })
     }
 
-    fn upstream(&mut self, at: &str, upstream: &config::Upstream) -> Option<Written> {
+    fn upstream(&mut self, config: &Config, at: &str, upstream: &config::Upstream) -> Option<Written> {
         let Some(text) = &upstream.url else {
             self.error(at, "has no url; write upstream: { url: http://127.0.0.1:8000 }");
             return None;
@@ -176,7 +178,23 @@ impl Check {
         let path = format!("{at}.url");
         let (mut address, authority) = self.ok_or_report(&path, upstream_address(text))?;
         self.upstream_tls(at, upstream, &mut address);
-        if let UpstreamAddress::Tcp { host, tls: None, .. } = &address
+        if let UpstreamAddress::Tcp { host, port, .. } = &address
+            && is_own_listener(config, host, *port)
+        {
+            self.error(
+                &path,
+                "is the address at which this proxy itself listens (listen); write that of the backend, and let the two have different ports",
+            );
+        } else if let UpstreamAddress::Tcp { host, .. } = &address
+            && host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified())
+        {
+            self.warn_at(
+                &path,
+                format!(
+                    "{host} is an address to listen on, not one to connect to; write 127.0.0.1, and let the backend listen there too: at {host} other machines reach it, and can name any user"
+                ),
+            );
+        } else if let UpstreamAddress::Tcp { host, tls: None, .. } = &address
             && !is_loopback_name(host)
         {
             self.warn_at(

@@ -202,6 +202,7 @@ impl Check {
         }
         self.warn_of_case(&out);
         self.warn_of_unused(&out);
+        self.warn_of_loose(&out, !config.providers.is_empty());
         out.push(Arc::new(self.default_route(config, upstreams, context, resources)));
         out
     }
@@ -331,7 +332,6 @@ fn is_too_short(websocket: &WebSocketSpec) -> bool {
 
 /// Returns whether two rules that can be reached treat a request differently.
 fn rules_by_path(routes: &[Arc<Route>]) -> bool {
-    let matches_all = |route: &Route| route.pattern.is_none() && route.methods.is_empty();
-    let reached = routes.iter().position(|route| matches_all(route)).map_or(routes.len(), |last| last + 1);
+    let reached = routes.iter().position(|route| route.matches_everything()).map_or(routes.len(), |last| last + 1);
     routes[..reached].windows(2).any(|pair| !pair[0].has_same_outcome(&pair[1]))
 }

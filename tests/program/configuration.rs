@@ -188,8 +188,74 @@ fn an_upstream_on_another_machine_without_tls_is_a_warning() {
 }
 
 #[test]
+fn a_setting_that_opens_more_than_it_seems_to_is_a_warning() {
+    let yaml = |upstream: &str, more: &str| format!("upstream: {upstream}\n{GOOD_PROVIDER}{more}");
+    let provider = |keys: &str| format!("upstream: http://127.0.0.1:1\nproviders: [{{ audience: api, {keys} }}]\n");
+    for (yaml, expected) in [
+        (yaml("http://0.0.0.0:8000", ""), "vestibule.yaml:1:11 upstream: 0.0.0.0 is an address to listen on"),
+        (yaml("\"http://[::]:8000\"", ""), "vestibule.yaml:1:11 upstream: :: is an address to listen on"),
+        (
+            yaml("http://127.0.0.1:1", "trusted_proxies: [0.0.0.0/0]\n"),
+            "trusted_proxies[0]: 0.0.0.0/0 has addresses of many",
+        ),
+        (yaml("http://127.0.0.1:1", "trusted_proxies: [\"::/0\"]\n"), "trusted_proxies[0]: ::/0 has addresses of many"),
+        (
+            provider("issuer: \"http://id.example.com\", jwks: { allow_http: true }"),
+            "providers[0].jwks.allow_http: keys come from id.example.com by plain http",
+        ),
+        (
+            provider("issuer: https://i.example.com, jwks: { url: \"http://k.example.com/k\", allow_http: true }"),
+            "providers[0].jwks.allow_http: keys come from k.example.com by plain http",
+        ),
+        (
+            provider("issuer: https://i.example.com, jwks: { refresh: 2d }"),
+            "providers[0].jwks.refresh: a key that the provider withdraws",
+        ),
+        (
+            provider(
+                "preset: introspection, remote: { url: \"http://i.example.com/x\", client_id: c, client_secret: s, allow_http: true }",
+            ),
+            "providers[0].remote.allow_http: tokens and our secret go to i.example.com by plain http",
+        ),
+        (
+            yaml("http://127.0.0.1:1", "routes: [{ path: /**, auth: none }]\n"),
+            "routes[0].auth: makes every path public",
+        ),
+    ] {
+        let found = warnings(&yaml);
+        assert!(found.len() == 1 && found[0].contains(expected), "{yaml}\n{found:?}");
+    }
+    for yaml in [
+        yaml("http://127.0.0.1:1", "trusted_proxies: [10.0.0.0/8, \"fc00::/7\", private_ranges]\n"),
+        provider("issuer: \"http://127.0.0.1:1\", jwks: { allow_http: true, refresh: 1d }"),
+        // Another port, and another address of this machine.
+        yaml("http://127.0.0.1:8081", "listen: \":8080\"\n"),
+        yaml("http://127.0.0.1:8080", "listen: 127.0.0.2:8080\n"),
+    ] {
+        assert_eq!(warnings(&yaml), [""; 0], "{yaml}");
+    }
+}
+
+#[test]
+fn the_summary_lists_no_rule_below_one_for_every_path() {
+    let (_, text) = check(
+        &format!("upstream: http://127.0.0.1:1\n{GOOD_PROVIDER}routes: [{{ path: /**, auth: optional }}]\n"),
+        &[],
+    );
+    assert!(text.contains("  routes      /**: anyone; a token is verified when sent\n"), "{text}");
+    assert!(!text.contains("everything else"), "{text}");
+}
+
+#[test]
 fn every_mistake_says_where_and_what_to_do() {
     for (yaml, expected) in [
+        (format!("{GOOD_PROVIDER}upstream: http://127.0.0.1:8080\nlisten: \":8080\"\n"), "upstream: is the address at which this proxy itself listens (listen)"),
+        (format!("{GOOD_PROVIDER}upstream: http://localhost:8080\nlisten: 127.0.0.1:8080\n"), "upstream: is the address at which this proxy itself listens (listen)"),
+        (format!("{GOOD_PROVIDER}upstream: http://0.0.0.0:8080\nlisten: 127.0.0.1:8080\n"), "upstream: is the address at which this proxy itself listens (listen)"),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://127.0.0.1:1\nlisten: 127.0.0.1:8080\nroutes: [{{ path: /a/**, upstream: \"http://127.0.0.1:8080\" }}]\n"),
+            "routes[0].upstream: is the address at which this proxy itself listens (listen)",
+        ),
         ("upstream: http://a\n".to_owned(), "providers: no provider: nobody could sign in"),
         (GOOD_PROVIDER.to_owned(), "upstream: is missing: where is the backend? Write upstream: http://127.0.0.1:8000"),
         (
