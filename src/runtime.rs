@@ -26,7 +26,7 @@ use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
 use crate::policy::Policy;
 use crate::shared::{About, EngineError, OpenSockets, SharedState};
-use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
+use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, OncePerMinute, access};
 
 pub use addresses::{Addresses, Network};
 pub use moment::{Millis, Moment};
@@ -127,6 +127,8 @@ pub struct ProxyState {
     pub drain: Drain,
     started: Instant,
     connections: AtomicU32,
+    /// The last log lines about connections that were rejected, of each limit.
+    rejections: [OncePerMinute; 3],
 }
 
 /// The request rates of the last minute.
@@ -221,6 +223,7 @@ impl ProxyState {
             notifier,
             drain,
             connections: AtomicU32::new(0),
+            rejections: Default::default(),
         })
     }
 
@@ -326,7 +329,27 @@ impl ProxyState {
 
     /// Counts a caller that was evicted or rejected at `limits.unauthenticated_bytes`.
     pub fn record_memory_limit(&self) {
-        self.metrics.limited("unauthenticated_bytes");
+        self.record_rejection(Limit::Unauthenticated, None);
+    }
+
+    /// Counts a connection that was rejected at a limit. Such a connection has no access line, so that a flood does not fill
+    /// the log: one line in a minute tells of it.
+    fn record_rejection(&self, limit: Limit, peer: Option<IpAddr>) {
+        let key = limit.key();
+        self.metrics.limited(key.trim_start_matches("limits."));
+        if self.rejections[limit as usize].is_due(unix_seconds()) {
+            let most = match limit {
+                Limit::Connections => u64::from(self.current().policy.limits.connections),
+                Limit::PerAddress => u64::from(self.current().policy.limits.connections_per_address),
+                Limit::Unauthenticated => self.current().policy.memory.unauthenticated_bytes as u64,
+            };
+            tracing::warn!(
+                limit = key,
+                most,
+                client = peer.map(tracing::field::display),
+                "connections rejected at a limit; vestibule_limited_total counts them, and this line comes once a minute"
+            );
+        }
     }
 
     /// Counts a connection of a listener and reserves its memory, unless `limits.connections`,
@@ -343,7 +366,7 @@ impl ProxyState {
         let limits = &runtime.policy.limits;
         let more = |open| (open < limits.connections).then_some(open + 1);
         if self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
-            self.metrics.limited("connections");
+            self.record_rejection(Limit::Connections, peer);
             return Err(Limit::Connections);
         }
         listener.inc();
@@ -353,7 +376,7 @@ impl ProxyState {
         if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one_client) {
             let from = address.into();
             if !self.addresses.connect(from, limits.connections_per_address) {
-                self.metrics.limited("connections_per_address");
+                self.record_rejection(Limit::PerAddress, Some(address));
                 return Err(Limit::PerAddress);
             }
             count.from = Some(from);

@@ -25,7 +25,7 @@ pub use metrics::{FileWrites, KeySetGauges, LogoutOutcome, Metrics, PassedBytes,
 pub use open_line::OpenLine;
 pub use outcome::{AnsweredBy, Outcome, TOKEN_OUTCOMES};
 pub use output::{Format, flush, write_soon};
-pub use rate::LastMinute;
+pub use rate::{LastMinute, OncePerMinute};
 #[cfg(test)]
 pub use request_id::InRequest;
 pub use request_id::{

@@ -1,21 +1,17 @@
 //! Logs warnings about the configuration that requests reveal: each at most once a minute, or once per peer.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::head::RequestHead;
 use crate::http::{AddressSharing, ClientAddress, Refusal};
 use crate::runtime::ProxyState;
-use crate::telemetry::AccessLine;
+use crate::telemetry::{AccessLine, OncePerMinute};
 
-static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
-static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
-static LOST_UPGRADE: AtomicU64 = AtomicU64::new(0);
+static UPSTREAM_401: OncePerMinute = OncePerMinute::new();
+static HEALTH_CHECKER: OncePerMinute = OncePerMinute::new();
+static LOST_UPGRADE: OncePerMinute = OncePerMinute::new();
 
 /// Calls `log` at most once a minute, for a warning that many requests could cause.
-fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
-    let now = crate::auth::unix_seconds();
-    let before = last.load(Ordering::Relaxed);
-    if now >= before + 60 && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+fn once_a_minute(last: &OncePerMinute, log: impl FnOnce()) {
+    if last.is_due(crate::auth::unix_seconds()) {
         log();
     }
 }

@@ -1,4 +1,4 @@
-//! Counts events of the last minute.
+//! Counts events of the last minute, and says when a log line that many events could cause is due.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,6 +37,24 @@ impl LastMinute {
     pub fn count(&self, now: u64) -> u64 {
         let slots = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
         slots.filter(|slot| (slot >> 32) + SECONDS > now).map(|slot| slot & u64::from(u32::MAX)).sum()
+    }
+}
+
+/// The time of the last log line that many events could cause, so that there is at most one in a minute.
+#[derive(Debug, Default)]
+pub struct OncePerMinute(AtomicU64);
+
+impl OncePerMinute {
+    /// Creates it without a last line.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Returns whether a line is due; `now` is the Unix time in seconds.
+    pub fn is_due(&self, now: u64) -> bool {
+        let before = self.0.load(Ordering::Relaxed);
+        now >= before + SECONDS && self.0.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 

@@ -45,6 +45,12 @@ async fn all_that_ask_at_one_moment_read_a_whole_503() {
         while let Some(ended) = clients.join_next().await {
             ended.unwrap_or_else(|error| panic!("{limit}: {error}"));
         }
+        let is_about_it = |line: &str| line.contains("connections rejected at a limit");
+        let line = fixture.proxy.logged("the warning", is_about_it).await;
+        let key = limit.split([' ', ':']).nth(3).expect("a key");
+        assert!(line.contains(&format!("\"limit\":\"limits.{key}\"")) && line.contains("\"most\":1"), "{line}");
+        let lines = fixture.proxy.log().into_iter().filter(|line| is_about_it(line)).count();
+        assert!(lines <= 2, "one in a minute, not one for each connection: {lines}");
     }
 }
 
