@@ -317,13 +317,20 @@ impl PendingSocket {
         }
     }
 
-    /// Notes in the access line what the URL tells of a client that sent no token; `None` for one that left.
+    /// Notes in the access line why a client that sent no token was refused, as far as its URL or its message tells; `None`
+    /// for one that left.
     fn note_likely_cause(&self, context: &mut SocketContext, reason: Option<CloseReason>) {
         // The request is gone once a user was admitted.
         let Some(request) = self.request.as_ref().filter(|_| context.line.reason.is_empty()) else { return };
         let query = request.head().uri.query().unwrap_or_default();
         if let Some(cause) = request_hint::of_missing_token(reason, query, &request.route().token_from) {
             context.line.reason = cause;
+        } else if let (Some(CloseReason::InvalidMessage | CloseReason::Unexpected), Some(dialect)) =
+            (reason, self.session.dialect())
+        {
+            let name = &dialect.name;
+            context.line.reason =
+                format!("the first message is not one of the dialect {name}, see docs/websocket-protocol.md");
         }
     }
 
