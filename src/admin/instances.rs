@@ -7,8 +7,9 @@ use super::duration::shown;
 use crate::page::Escaped;
 use crate::shared::{Instance, Status};
 
-/// Writes the section.
-pub(super) fn section(body: &mut String, status: &Status) {
+/// Writes the section, and returns whether the engine cannot be used or the copy is not complete.
+pub(super) fn section(body: &mut String, status: &Status) -> bool {
+    let is_bad = !(status.is_up && status.is_complete);
     let state = match (status.is_up, status.is_complete) {
         (true, true) => "The engine of the shared state answers.",
         (true, false) => "The first copy of the shared revocations is not complete: credentials get 503.",
@@ -16,7 +17,8 @@ pub(super) fn section(body: &mut String, status: &Status) {
         (false, false) => "The engine of the shared state cannot be used, and nothing was loaded: credentials get 503.",
     };
     // Writing into a string does not fail.
-    let _ = write!(body, "<h2>Instances</h2>\n<p>{state}");
+    let class = if is_bad { " class=\"bad\"" } else { "" };
+    let _ = write!(body, "<h2>Instances</h2>\n<p{class}>{state}");
     if let Some(lag) = status.lag {
         let _ = write!(body, " The copy is {} old.", shown(lag));
     }
@@ -36,7 +38,7 @@ pub(super) fn section(body: &mut String, status: &Status) {
         );
     }
     body.push_str("</p>\n");
-    let Some(this) = status.instances.iter().find(|instance| instance.is_this) else { return };
+    let Some(this) = status.instances.iter().find(|instance| instance.is_this) else { return is_bad };
     body.push_str("<div class=\"wide\"><table><tr><th>instance</th><th>version</th><th>configuration</th><th>last heartbeat</th><th></th></tr>\n");
     for instance in &status.instances {
         let _ = writeln!(
@@ -50,6 +52,7 @@ pub(super) fn section(body: &mut String, status: &Status) {
         );
     }
     body.push_str("</table></div>\n");
+    is_bad
 }
 
 fn notes(instance: &Instance, this: &Instance) -> Vec<&'static str> {

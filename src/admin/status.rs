@@ -1,5 +1,5 @@
-//! The page of `/status`: the state in one word, then upstreams, providers, traffic, limits, the latest refusals, tokens
-//! in URLs, and the current policy. It shows no token and no user id.
+//! The page of `/status`: the state, which says whether a line below is red, then traffic, certificates, upstreams,
+//! providers, limits, the latest refusals, tokens in URLs, and the current policy. It shows no token and no user id.
 
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -28,7 +28,15 @@ pub(super) fn page(state: &ProxyState, runtime: &Runtime) -> FullResponse {
 }
 
 fn html(state: &ProxyState, runtime: &Runtime) -> String {
-    let (word, class) = overall(state);
+    let mut sections = String::new();
+    let problems = [
+        reload(&mut sections, state),
+        certificates(&mut sections, state, runtime),
+        upstreams(&mut sections, runtime),
+        providers(&mut sections, runtime),
+        state.instances.as_ref().is_some_and(|instances| instances::section(&mut sections, &instances.status())),
+    ];
+    let (word, class) = overall(state, problems.contains(&true));
     let mut body = String::new();
     // Writing into a string does not fail.
     let _ = write!(
@@ -42,12 +50,7 @@ fn html(state: &ProxyState, runtime: &Runtime) -> String {
         let _ = writeln!(body, "<p>{} connections and sockets are still open.</p>", state.drain.tracked_count());
     }
     traffic(&mut body, state);
-    certificates(&mut body, state, runtime);
-    upstreams(&mut body, runtime);
-    providers(&mut body, runtime);
-    if let Some(instances) = &state.instances {
-        instances::section(&mut body, &instances.status());
-    }
+    body.push_str(&sections);
     limits(&mut body, state, runtime);
     refusals(&mut body, state);
     query_tokens(&mut body, state);
@@ -59,14 +62,31 @@ fn html(state: &ProxyState, runtime: &Runtime) -> String {
     page::page(word, &body, Layout { refresh: Some(REFRESH_SECONDS), ..Layout::default() })
 }
 
-fn overall(state: &ProxyState) -> (&'static str, &'static str) {
+/// Returns the state in a word, and its class. `has_problem` says whether a section has a line in red.
+fn overall(state: &ProxyState, has_problem: bool) -> (&'static str, &'static str) {
     if state.drain.is_draining() {
         ("draining", "bad")
-    } else if state.is_ready() {
-        ("ready", "good")
-    } else {
+    } else if !state.is_ready() {
         ("not ready", "bad")
+    } else if has_problem {
+        ("ready, with problems", "bad")
+    } else {
+        ("ready", "good")
     }
+}
+
+/// Says that the configuration on disk was rejected. The reason may have a user id in it, so it is in the log only.
+fn reload(body: &mut String, state: &ProxyState) -> bool {
+    let is_rejected = state.metrics.is_reload_rejected();
+    if is_rejected {
+        body.push_str("<p class=\"bad\">The configuration on disk is rejected, and the one named above stays in use. The log line <code>reload rejected</code> says why.</p>\n");
+    }
+    is_rejected
+}
+
+/// Returns the attribute of a sentence about a problem.
+fn class_of(is_bad: bool) -> &'static str {
+    if is_bad { " class=\"bad\"" } else { "" }
 }
 
 fn traffic(body: &mut String, state: &ProxyState) {
@@ -75,20 +95,23 @@ fn traffic(body: &mut String, state: &ProxyState) {
     let _ = writeln!(body, "<p>In the last minute: requests {requests}, refusals {refusals}.</p>");
 }
 
-/// Says when the certificate of each listener with TLS expires.
-fn certificates(body: &mut String, state: &ProxyState, runtime: &Runtime) {
+/// Says when the certificate of each listener with TLS expires, and returns whether one should be replaced.
+fn certificates(body: &mut String, state: &ProxyState, runtime: &Runtime) -> bool {
     let listeners: Vec<_> = runtime.policy.listen.iter().filter(|listen| listen.tls.is_some()).collect();
     if listeners.is_empty() {
-        return;
+        return false;
     }
     body.push_str("<h2>Certificates</h2>\n");
+    let mut has_problem = false;
     let now = unix_seconds();
     for listen in listeners {
         let (sentence, is_bad) =
             certificate_sentence(state.metrics.certificate_not_after(&listen.written).get().cast_unsigned(), now);
-        let class = if is_bad { " class=\"bad\"" } else { "" };
+        let class = class_of(is_bad);
         let _ = writeln!(body, "<p{class}><strong>{}</strong> {sentence}</p>", Escaped(&listen.written));
+        has_problem |= is_bad;
     }
+    has_problem
 }
 
 /// Describes in a sentence when a certificate expires, a Unix time in seconds, and returns whether it should be replaced.
@@ -104,14 +127,22 @@ fn certificate_sentence(not_after: u64, now: u64) -> (String, bool) {
     }
 }
 
-fn upstreams(body: &mut String, runtime: &Runtime) {
+/// Says whether each upstream answers, and returns whether one does not.
+fn upstreams(body: &mut String, runtime: &Runtime) -> bool {
     body.push_str("<h2>Upstreams</h2>\n");
+    let mut has_problem = false;
     for (url, health) in runtime.upstreams.health() {
-        let class = if health.is_failing() { " class=\"bad\"" } else { "" };
+        let is_bad = health.is_failing() || health.is_hanging();
+        has_problem |= is_bad;
+        let class = class_of(is_bad);
         let sentence = upstream_sentence(&health);
         let _ = writeln!(body, "<p{class}><strong>{}</strong> {}</p>", Escaped(url), Escaped(&sentence));
     }
+    has_problem
 }
+
+/// The time without a response from which the page says that requests wait.
+const WORTH_SAYING: Duration = Duration::from_secs(5);
 
 /// Describes in a sentence whether an upstream answers.
 fn upstream_sentence(health: &UpstreamHealth) -> String {
@@ -129,21 +160,34 @@ fn upstream_sentence(health: &UpstreamHealth) -> String {
                 (None, None) => "is being checked".to_owned(),
             };
             let failed = failed.map_or_else(String::new, |failed| format!(". The last failure was {failed}"));
-            format!("{state}{failed}.")
+            let waiting = match health.silent.filter(|silent| *silent >= WORTH_SAYING) {
+                Some(silent) => {
+                    format!(
+                        ". Requests that wait for a response: {}; none was answered for {}",
+                        health.waiting,
+                        shown(silent)
+                    )
+                }
+                None => String::new(),
+            };
+            format!("{state}{failed}{waiting}.")
         }
     }
 }
 
-fn providers(body: &mut String, runtime: &Runtime) {
+/// Describes the keys of each provider, and returns whether those of one cannot be fetched or its clock differs.
+fn providers(body: &mut String, runtime: &Runtime) -> bool {
     body.push_str("<h2>Providers</h2>\n");
+    let mut has_problem = false;
     for (spec, keys) in runtime.verifier.providers() {
-        let _ = writeln!(
-            body,
-            "<p><strong>{}</strong> {}</p>",
-            Escaped(&spec.name),
-            Escaped(&provider_sentence(spec, &keys.health()))
-        );
+        let health = keys.health();
+        let is_bad = health.failure.is_some() || health.clock_offset.is_some();
+        has_problem |= is_bad;
+        let class = class_of(is_bad);
+        let sentence = provider_sentence(spec, &health);
+        let _ = writeln!(body, "<p{class}><strong>{}</strong> {}</p>", Escaped(&spec.name), Escaped(&sentence));
     }
+    has_problem
 }
 
 /// Describes the keys of a provider in a sentence.
@@ -167,7 +211,15 @@ fn provider_sentence(spec: &ProviderSpec, health: &KeyHealth) -> String {
         None if !health.attempted => "; the first fetch is under way".to_owned(),
         None => health.failure.as_ref().map_or_else(String::new, |reason| format!(": {reason}")),
     };
-    format!("{keys}{good}{failed}.")
+    let clock = match health.clock_offset {
+        Some(offset) => {
+            let side = if offset > 0 { "ahead of" } else { "behind" };
+            let apart = shown(Duration::from_secs(offset.unsigned_abs()));
+            format!(". Its clock is {apart} {side} this machine's, so valid tokens are refused or ended ones accepted")
+        }
+        None => String::new(),
+    };
+    format!("{keys}{good}{failed}{clock}.")
 }
 
 fn limits(body: &mut String, state: &ProxyState, runtime: &Runtime) {
@@ -285,9 +337,19 @@ mod tests {
             ),
         ] {
             let failed = seconds(failed).map(|ago| (ago, "connection refused".to_owned()));
-            let health = UpstreamHealth { responded: seconds(responded), connected: seconds(connected), failed };
+            let (responded, connected) = (seconds(responded), seconds(connected));
+            let health = UpstreamHealth { responded, connected, failed, ..UpstreamHealth::default() };
             assert_eq!(upstream_sentence(&health), expected);
         }
+        let hanging = UpstreamHealth {
+            responded: seconds(Some(200)),
+            connected: seconds(Some(2)),
+            waiting: 57,
+            silent: seconds(Some(180)),
+            ..UpstreamHealth::default()
+        };
+        let expected = "answers; the last response was 3 min ago. Requests that wait for a response: 57; none was answered for 3 min.";
+        assert_eq!(upstream_sentence(&hanging), expected);
     }
 
     #[test]
@@ -300,6 +362,7 @@ mod tests {
             algorithms: vec!["RS256".to_owned()],
             failure: None,
             good: good.map(Duration::from_secs),
+            clock_offset: None,
             failed: failed.map(|ago| (Duration::from_secs(ago), "connection refused".to_owned())),
         };
         for (good, failed, expected) in [
@@ -314,5 +377,8 @@ mod tests {
         ] {
             assert_eq!(provider_sentence(&policy.providers[0], &health(good, failed)), expected);
         }
+        let behind = KeyHealth { clock_offset: Some(-3_600), ..health(Some(61), None) };
+        let expected = "has 2 keys (RS256), fetched 61 s ago. Its clock is 60 min behind this machine's, so valid tokens are refused or ended ones accepted.";
+        assert_eq!(provider_sentence(&policy.providers[0], &behind), expected);
     }
 }

@@ -23,6 +23,7 @@ use crate::policy::{KeySource, Policy, ProviderSpec};
 use crate::telemetry::{KeySetGauges, Label, Metrics};
 
 use by_id::KeysById;
+use fetch::FetchedKeys;
 pub(super) use fetch::placeholder_issuer;
 pub use set::KeyFingerprint;
 pub(super) use set::{Candidates, KeySet};
@@ -43,6 +44,8 @@ struct FetchState {
     last_failed: Option<(Instant, String)>,
     /// The reason why the last fetch failed; `None` if it succeeded.
     failure: Option<String>,
+    /// The seconds by which the provider's clock is ahead of this machine's, if that is worth a warning.
+    clock_offset: Option<i64>,
     /// The number of finished fetches; waiters wait for it to grow.
     finished: u64,
     /// The time of the next fetch that is made without a request; `None` while a fetch is in progress.
@@ -82,6 +85,9 @@ pub struct KeyHealth {
     pub failure: Option<String>,
     /// The time since the last successful fetch.
     pub good: Option<Duration>,
+    /// The seconds by which the provider's clock is ahead of this machine's, at the last successful fetch; `None` if they
+    /// agree or that cannot be told.
+    pub clock_offset: Option<i64>,
     /// The time since the last failed fetch, and its error, also if a successful one followed.
     pub failed: Option<(Duration, String)>,
 }
@@ -166,6 +172,7 @@ impl ProviderKeys {
                 algorithms: vec!["ES256".to_owned()],
                 failure: None,
                 good: None,
+                clock_offset: None,
                 failed: by_id.last_failed(),
             };
         }
@@ -175,6 +182,7 @@ impl ProviderKeys {
             algorithms: state.keys.as_ref().map_or_else(Vec::new, |keys| keys.algorithms()),
             failure: state.failure.clone(),
             good: state.last_good.map(|good| good.elapsed()),
+            clock_offset: state.clock_offset,
             failed: state.last_failed.as_ref().map(|(at, reason)| (at.elapsed(), reason.clone())),
         }
     }
@@ -344,6 +352,8 @@ impl ProviderKeys {
 /// The maximum difference in seconds between the provider's clock and this machine's that is not reported. With a
 /// larger one, new tokens are rejected or expired ones are accepted.
 const CLOCK_TOLERANCE: i64 = 5;
+/// The same for the running process, which may be busy when a response arrives.
+const RUNNING_CLOCK_TOLERANCE: i64 = 30;
 
 /// Parses the keys in files of the configuration, and returns what is wrong with them. Adds a warning to the policy for each
 /// key that cannot be used while others can.
@@ -385,7 +395,7 @@ pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
     };
     let keys = match KeySet::configured(&provider.keys) {
         Some(configured) => configured.map_err(|error| error.to_string()),
-        None => fetch::keys(&client, provider).await.map_err(|error| error.to_string()),
+        None => fetch::keys(&client, provider).await.map(|fetched| fetched.keys).map_err(|error| error.to_string()),
     };
     match keys {
         Ok(keys) => {
@@ -441,6 +451,19 @@ impl FetchMetrics {
     }
 }
 
+/// Logs that a provider's clock differs from this machine's, once until they agree.
+fn log_clock(provider: &str, former: Option<i64>, offset: Option<i64>) {
+    match (former, offset) {
+        (None, Some(offset)) => tracing::warn!(
+            provider,
+            provider_ahead_s = offset,
+            "the clocks of this machine and of the provider differ, so valid tokens are refused or ended ones accepted; set both by NTP"
+        ),
+        (Some(_), None) => tracing::info!(provider, "the clocks of this machine and of the provider agree again"),
+        _ => {}
+    }
+}
+
 /// Fetches the keys at start, at each interval, after failures and on demand, until the task is aborted.
 async fn keep_fetching(
     provider: Arc<ProviderSpec>,
@@ -458,7 +481,7 @@ async fn keep_fetching(
             Err(error) => Err(error.clone()),
         };
         let is_earlier_usable = state.borrow().usable(Some(*max_stale)).is_some();
-        metrics.fetched(fetched.as_ref().ok().map(KeySet::len), is_earlier_usable);
+        metrics.fetched(fetched.as_ref().ok().map(|fetched| fetched.keys.len()), is_earlier_usable);
         let wait = if fetched.is_ok() {
             retry = FIRST_RETRY;
             *refresh
@@ -472,7 +495,10 @@ async fn keep_fetching(
             state.finished += 1;
             state.next = Some(now + wait);
             match fetched {
-                Ok(keys) => {
+                Ok(FetchedKeys { keys, clock_offset }) => {
+                    let clock_offset = clock_offset.filter(|offset| offset.abs() > RUNNING_CLOCK_TOLERANCE);
+                    log_clock(&provider.name, state.clock_offset, clock_offset);
+                    state.clock_offset = clock_offset;
                     for skipped in keys.skipped() {
                         tracing::debug!(provider = %provider.name, reason = %skipped, "JWKS key skipped");
                     }

@@ -96,6 +96,7 @@ impl Upstreams {
         // `prepare` takes the index from the policy from which these clients were made.
         let upstream = &self.0[upstream_request.upstream()];
         let began = Instant::now();
+        let _waiting = upstream.health.begin_request(began);
         let sent = upstream.send(upstream_request, began).await;
         let ended = Instant::now();
         upstream.observe(sent.as_ref().err(), ended);
@@ -111,6 +112,7 @@ impl Upstreams {
         upstream_request: UpstreamRequest,
     ) -> Result<Result<(HeaderMap, UpstreamSocket), Answer>, UpstreamError> {
         let upstream = &self.0[upstream_request.upstream()];
+        let _waiting = upstream.health.begin_request(Instant::now());
         let upgraded = upstream.upgrade(upstream_request).await;
         upstream.observe(upgraded.as_ref().err(), Instant::now());
         upgraded

@@ -251,6 +251,12 @@ impl Metrics {
         self.set_config_digest(digest);
     }
 
+    /// Returns whether the configuration on disk was rejected when it was last read.
+    #[must_use]
+    pub fn is_reload_rejected(&self) -> bool {
+        self.last_reload.get() == 0
+    }
+
     /// Encodes all metrics as `OpenMetrics` text. `waiting` and `draining` are the values of the gauges that are read at
     /// each scrape.
     #[must_use]

@@ -434,7 +434,8 @@ async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
     assert_eq!(refused.next_text().await, r#"{"type":"error","message":"Invalid message format"}"#);
     refused.next_close().await;
     drop(refused);
-    fixture.proxy.logged("its line", |line| line.contains("\"outcome\":\"invalid_message\"")).await;
+    let line = fixture.proxy.logged("its line", |line| line.contains("\"outcome\":\"invalid_message\"")).await;
+    assert!(line.contains("\"reason\":\"the first message is not one of the dialect vestibule"), "{line}");
     assert_eq!(fixture.metric("vestibule_websockets_refused_total{reason=\"invalid_message\"}").await, 1);
     let listener = "vestibule_connections_open{listener=\"127.0.0.1:0\"}";
     assert_eq!(fixture.metric(listener).await, 0);
@@ -495,6 +496,7 @@ async fn the_status_page_tells_that_an_upstream_does_not_answer() {
         page.contains(&format!("<p class=\"bad\"><strong>http://127.0.0.1:{port}</strong> does not answer.")),
         "{page}"
     );
+    assert!(page.contains("<h1 class=\"bad\">ready, with problems</h1>"), "{page}");
     let _listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("free");
     crate::support::within("the page to see it", async {
         while !get(proxy.admin(), "/status", &[]).await.body.contains("accepts connections; no request has been") {
@@ -503,4 +505,34 @@ async fn the_status_page_tells_that_an_upstream_does_not_answer() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_provider_with_another_time_is_a_warning_in_the_log_and_on_the_status_page() {
+    let issuer = Issuer::start().await;
+    issuer.clock_is_ahead(3_600);
+    let yaml = format!(
+        "admin: {{ listen: \"127.0.0.1:0\" }}\nupstream: http://127.0.0.1:{}\nproviders: [{}]\n",
+        crate::support::unused_port(),
+        issuer.provider()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let differs = |line: &str| line.contains("the clocks of this machine and of the provider differ");
+    let line = proxy.logged("the warning", differs).await;
+    assert!(line.contains("\"level\":\"warn\"") && line.contains("\"provider_ahead_s\":3"), "{line}");
+    let page = get(proxy.admin(), "/status", &[]).await.body;
+    let expected = "Its clock is 59 min ahead of this machine's, so valid tokens are refused or ended ones accepted.";
+    let about_an_hour = [expected.to_owned(), expected.replace("59", "60")];
+    assert!(about_an_hour.iter().any(|sentence| page.contains(&sentence.replace('\'', "&#39;"))), "{page}");
+}
+
+#[tokio::test]
+async fn the_status_page_tells_that_the_configuration_on_disk_was_rejected() {
+    let fixture = fixture("").await;
+    fixture.proxy.rewrite("routs: []\n");
+    fixture.proxy.logged("the refusal", |line| line.contains("reload rejected")).await;
+    let page = get(fixture.admin, "/status", &[]).await.body;
+    assert!(page.contains("<h1 class=\"bad\">ready, with problems</h1>"), "{page}");
+    assert!(page.contains("<p class=\"bad\">The configuration on disk is rejected,"), "{page}");
+    assert!(!page.contains("routs"), "the reason is in the log only: {page}");
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT, AUTHORIZATION};
+use reqwest::header::{ACCEPT, AGE, AUTHORIZATION, DATE, HeaderMap, HeaderName};
 use url::Url;
 
 use super::set::{BadKeys, KeySet};
@@ -83,7 +83,15 @@ pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> 
     outbound::client(authority, TIME, 0).map_err(FetchError::Client)
 }
 
-pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> Result<KeySet, FetchError> {
+/// A key set, and how far the clock of the server that sent it is ahead of this machine's.
+#[derive(Debug)]
+pub(super) struct FetchedKeys {
+    pub(super) keys: KeySet,
+    /// In seconds; negative if it is behind, `None` if the response has no `Date`.
+    pub(super) clock_offset: Option<i64>,
+}
+
+pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> Result<FetchedKeys, FetchError> {
     let KeySource::Fetched { url, discovery, allow_http, token_file, .. } = &provider.keys else {
         return Err(FetchError::Client("keys are given, not fetched".to_owned()));
     };
@@ -93,8 +101,9 @@ pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> R
         Some(file) => Some(token_of(file).await?),
         None => None,
     };
-    let body = get_with(client, &jwks, token.as_ref()).await?.body;
-    KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })
+    let Fetched { body, clock_offset } = get_with(client, &jwks, token.as_ref()).await?;
+    let keys = KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })?;
+    Ok(FetchedKeys { keys, clock_offset })
 }
 
 /// The data about a provider from its discovery document and the response's headers.
@@ -195,12 +204,20 @@ async fn get_with(client: &reqwest::Client, url: &Url, token: Option<&Token>) ->
     if status != reqwest::StatusCode::OK {
         return Err(FetchError::Status { url: url.clone(), status: status.as_u16() });
     }
-    let date = response.headers().get("date").and_then(|date| date.to_str().ok());
-    let clock_offset = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(seconds_ahead);
+    let clock_offset = clock_offset(response.headers());
     let Some(body) = outbound::body(response, BYTES).await.map_err(failed)? else {
         return Err(FetchError::TooLarge { url: url.clone() });
     };
     Ok(Fetched { body, clock_offset })
+}
+
+/// Returns the seconds by which the clock of a response's server is ahead of this machine's. A cache keeps the `Date` of the
+/// server behind it, and says in `Age` how long ago that was (RFC 9111 section 4.2.3).
+fn clock_offset(fields: &HeaderMap) -> Option<i64> {
+    let text = |name: HeaderName| fields.get(name).and_then(|value| value.to_str().ok());
+    let date = httpdate::parse_http_date(text(DATE)?).ok()?;
+    let age = text(AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(0_u32);
+    Some(seconds_ahead(date).saturating_add(age.into()))
 }
 
 /// Returns the seconds by which another clock is ahead of this machine's.
@@ -210,5 +227,31 @@ fn seconds_ahead(theirs: SystemTime) -> i64 {
     match theirs.duration_since(ours) {
         Ok(ahead) => seconds(ahead),
         Err(behind) => -seconds(behind.duration()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_of_a_cache_shows_the_clock_of_its_server() {
+        let fields = |date: SystemTime, age: &str| {
+            let mut fields = HeaderMap::new();
+            fields.insert(DATE, httpdate::fmt_http_date(date).try_into().expect("a value"));
+            fields.insert(AGE, age.try_into().expect("a value"));
+            clock_offset(&fields).expect("an offset")
+        };
+        let now = SystemTime::now();
+        for (date, age, expected) in [
+            (now, "", 0),
+            (now - Duration::from_secs(3_600), "3600", 0),
+            (now - Duration::from_secs(3_600), "x", -3_600),
+            (now + Duration::from_secs(120), "0", 120),
+        ] {
+            // `Date` has whole seconds, and the test may be slow.
+            assert!((fields(date, age) - expected).abs() < 60, "{age} {expected}");
+        }
+        assert_eq!(clock_offset(&HeaderMap::new()), None);
     }
 }
