@@ -37,7 +37,7 @@ pub(super) async fn is_ready(target: &Target<'_>) -> Result<Outcome, String> {
     match target.get("/.vestibule/readyz").await {
         Ok(answer) if answer.status == 200 => Ok(Outcome::Passed("the proxy answers and is ready".to_owned())),
         Ok(answer) if answer.status == 503 => Ok(Outcome::Failed(
-            "the proxy answers and is not ready: no provider has keys yet, or it is draining; `vestibule check --online` asks the providers".to_owned(),
+            "the proxy answers and is not ready: no provider has keys yet, the state of shared is not loaded, or it is draining; `vestibule check --online` asks the providers and the engine".to_owned(),
         )),
         Ok(answer) => Err(format!(
             "{proxy} answers {} to /.vestibule/readyz: it is not Vestibule, or it is behind another proxy",
