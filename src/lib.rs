@@ -26,7 +26,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `cli` | the commands: run, check, doctor, token, demo |
+//! | `cli` | the commands: run, demo, check, healthcheck, doctor, revoke, token, schema |
 //! | `listen` | accepts connections, with TLS and limits per address |
 //! | `admin` | serves `/status`, `/metrics` and health on the admin listener |
 //! | `control` | serves revocations and the drain on the control listener |

@@ -243,7 +243,8 @@ fn print_own_backend(url: &str, user: &str, upstream: &str, problem: Option<&str
             curl -i -H \"Authorization: Bearer $TOKEN\" {url}/
               → the backend's own answer
 
-  For real  the same with your identity provider: upstream, preset and credential in a file, see docs/
+  For real  the same with your identity provider: upstream, preset and credential in a file,
+            see docs/first-configuration.md, and docs/backends/ for your backend
 Ctrl-C stops.",
     ));
 }
