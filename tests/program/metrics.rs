@@ -491,6 +491,7 @@ async fn the_status_page_tells_that_an_upstream_does_not_answer() {
         issuer.provider()
     );
     let proxy = Proxy::start(&yaml).await;
+    proxy.logged("ready", |line| line.contains("\"msg\":\"ready\"")).await;
     let page = get(proxy.admin(), "/status", &[]).await.body;
     assert!(
         page.contains(&format!("<p class=\"bad\"><strong>http://127.0.0.1:{port}</strong> does not answer.")),
