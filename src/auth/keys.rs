@@ -496,6 +496,9 @@ async fn keep_fetching(
             state.next = Some(now + wait);
             match fetched {
                 Ok(FetchedKeys { keys, clock_offset }) => {
+                    if let (Some(gauges), Some(offset)) = (&metrics.gauges, clock_offset) {
+                        gauges.set_clock_ahead(offset);
+                    }
                     let clock_offset = clock_offset.filter(|offset| offset.abs() > RUNNING_CLOCK_TOLERANCE);
                     log_clock(&provider.name, state.clock_offset, clock_offset);
                     state.clock_offset = clock_offset;

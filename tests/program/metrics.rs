@@ -521,6 +521,8 @@ async fn a_provider_with_another_time_is_a_warning_in_the_log_and_on_the_status_
     let differs = |line: &str| line.contains("the clocks of this machine and of the provider differ");
     let line = proxy.logged("the warning", differs).await;
     assert!(line.contains("\"level\":\"warn\"") && line.contains("\"provider_ahead_s\":3"), "{line}");
+    let text = get(proxy.admin(), "/metrics", &[]).await.body;
+    assert!(text.contains("\nvestibule_provider_clock_ahead_seconds{provider=\"oidc\"} 3"), "{text}");
     let page = get(proxy.admin(), "/status", &[]).await.body;
     let expected = "Its clock is 59 min ahead of this machine's, so valid tokens are refused or ended ones accepted.";
     let about_an_hour = [expected.to_owned(), expected.replace("59", "60")];

@@ -25,6 +25,7 @@ const FETCHES: [&str; 2] = ["ok", "failed"];
 pub struct KeyMetrics {
     keys: Family<OfProvider, Gauge>,
     last_success: Family<OfProvider, Gauge>,
+    clock_ahead: Family<OfProvider, Gauge>,
     fetches: Family<Attempt, Counter>,
     /// The number of [`KeySetGauges`] of each provider: two while a reload replaces a configuration.
     owners: Arc<Mutex<HashMap<Label, usize>>>,
@@ -35,12 +36,15 @@ impl KeyMetrics {
         let this = Self {
             keys: Family::default(),
             last_success: Family::default(),
+            clock_ahead: Family::default(),
             fetches: Family::default(),
             owners: Arc::default(),
         };
         registry.register("jwks_keys", "Usable keys of a provider", this.keys.clone());
         let at = "Time of the last successful key fetch";
         registry.register("jwks_last_success_timestamp_seconds", at, this.last_success.clone());
+        let ahead = "Seconds by which a provider's clock is ahead of this machine's";
+        registry.register("provider_clock_ahead_seconds", ahead, this.clock_ahead.clone());
         registry.register("jwks_fetches", "Fetches of a provider's keys", this.fetches.clone());
         this
     }
@@ -87,6 +91,11 @@ impl KeySetGauges {
     pub fn set_last_success(&self, now: u64) {
         self.metrics.last_success.get_or_create(&self.of).set(i64::try_from(now).unwrap_or(i64::MAX));
     }
+
+    /// Sets the seconds by which the provider's clock is ahead of this machine's; negative if it is behind.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.metrics.clock_ahead.get_or_create(&self.of).set(seconds);
+    }
 }
 
 impl Drop for KeySetGauges {
@@ -98,6 +107,7 @@ impl Drop for KeySetGauges {
             owners.remove(&self.of.provider);
             self.metrics.keys.remove(&self.of);
             self.metrics.last_success.remove(&self.of);
+            self.metrics.clock_ahead.remove(&self.of);
         }
     }
 }
