@@ -24,7 +24,7 @@ const MODULES: [&[&str]; 12] = [
     &["config"],
 ];
 /// The modules that take plain values. Any module may use them, and they use none.
-const LEAVES: [&str; 10] = [
+const LEAVES: [&str; 11] = [
     "telemetry",
     "drain",
     "budget",
