@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, budget, workers, file_work, json, der, page, small_server, fuzz; in tests simulation
+//! leaves that take plain values: telemetry, drain, budget, workers, file_work, json, der, page, random, small_server, fuzz; in tests simulation
 //! ```
 //!
 //! | module | what it does |
@@ -47,7 +47,7 @@
 //! | `file_work` | reads files on threads that may hang, within a limit |
 //! | `fuzz` | what fuzz targets share; not in the built program |
 //! | `simulation` | the clock, the upstream and the provider in tests on a paused clock |
-//! | `json`, `der`, `page`, `small_server` | strict JSON objects, elements of DER, HTML pages, the server of the admin and control listeners |
+//! | `json`, `der`, `page`, `random`, `small_server` | strict JSON objects, elements of DER, HTML pages, random bytes, the server of the admin and control listeners |
 //!
 //! # Words
 //!
@@ -78,6 +78,7 @@ mod listen;
 mod page;
 mod policy;
 mod proxy;
+mod random;
 mod reload;
 mod runtime;
 mod shared;

@@ -41,10 +41,11 @@ use self::message::Codes;
 use self::outbox::Outbox;
 use self::peers::Peers;
 use self::session_store::EngineSessions;
-use self::state::{BLOCK, Inner, fraction, random};
+use self::state::{BLOCK, Inner, fraction};
 use crate::auth::login::LoginSessions;
 use crate::auth::{Revocations, boot_millis};
 use crate::policy::SharedSpec;
+use crate::random::random;
 use crate::telemetry::Metrics;
 
 pub use command::{Written, inspect, write_entry};
@@ -121,7 +122,7 @@ impl SharedState {
             metrics,
             notify,
             limit,
-            instance: random().map(u128::from_le_bytes).ok_or(EngineError::NoRandomNumbers)?,
+            instance: u128::from_le_bytes(random()?),
             about: ArcSwap::default(),
             outbox: Outbox::default(),
             peers: Peers::default(),

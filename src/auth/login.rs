@@ -29,6 +29,7 @@ use url::Url;
 use super::outbound;
 use super::provider_state::ProviderState;
 use crate::policy::{KeySource, Limits, LoginPrompt, LoginSpec, LogoutRequest, Pushed, Renew, Secret};
+use crate::random::NoRandomNumbers;
 use client::Form;
 use discovery::Discovery;
 use request_limit::{RequestLimit, RequestPermit};
@@ -119,6 +120,12 @@ impl LoginError {
 
     fn denied(reason: &str) -> Self {
         Self::Denied { user: None, reason: reason.to_owned() }
+    }
+}
+
+impl From<NoRandomNumbers> for LoginError {
+    fn from(error: NoRandomNumbers) -> Self {
+        Self::down(error.to_string())
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use quick_cache::sync::Cache;
@@ -22,6 +21,7 @@ use super::token::MAX_COOKIE_VALUE;
 use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
 use crate::json;
 use crate::policy::{Secret, SessionSpec};
+use crate::random::random;
 
 /// The associated data of the encryption, so that nothing encrypted for another purpose can be read as a cookie.
 const PURPOSE: &[u8] = b"vestibule session 2";
@@ -158,7 +158,7 @@ impl SessionCookies {
                 ..former.clone()
             },
             None => BrowserSession {
-                id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
+                id: URL_SAFE_NO_PAD.encode(random::<16>().ok()?).into(),
                 owner,
                 browser: None,
                 began: now,
@@ -182,7 +182,7 @@ impl SessionCookies {
             "t": kind.is_access_token, "y": kind.category.name(),
             "e": token_end, "s": issued_at, "u": until, "c": identity.claims(),
         });
-        let nonce = random::<NONCE_LEN>()?;
+        let nonce = random::<NONCE_LEN>().ok()?;
         let mut encrypted = held.to_string().into_bytes();
         let unique = Nonce::assume_unique_for_key(nonce);
         self.key.seal_in_place_append_tag(unique, Aad::from(PURPOSE), &mut encrypted).ok()?;
@@ -253,12 +253,6 @@ impl fmt::Debug for SessionCookies {
     }
 }
 
-fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
-    let mut bytes = [0; LENGTH];
-    SystemRandom::new().fill(&mut bytes).ok()?;
-    Some(bytes)
-}
-
 /// Derives the encryption key from a secret (HKDF), or makes a random one.
 fn encryption_key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyFingerprint)> {
     let mut bytes = [0; 32];
@@ -267,7 +261,7 @@ fn encryption_key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyFingerprin
             let derived = Salt::new(HKDF_SHA256, PURPOSE).extract(secret.expose());
             derived.expand(&[b"seal"], HKDF_SHA256).ok()?.fill(&mut bytes).ok()?;
         }
-        None => bytes = random()?,
+        None => bytes = random().ok()?,
     }
     let fingerprint = KeyFingerprint::of(&[b"seal", &bytes]);
     Some((LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?), fingerprint))

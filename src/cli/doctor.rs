@@ -18,13 +18,12 @@ mod upstream;
 
 use std::process::ExitCode;
 
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
-
 use self::probe::{Answer, Request};
 use super::endpoint::Endpoint;
 use super::executor::block_on;
 use super::{DoctorArguments, USAGE, fail, policy, print_line};
 use crate::policy::{Hosts, ListenSpec, Policy};
+use crate::random::{NoRandomNumbers, random};
 
 /// The made-up text in paths, tokens, states and parameters of test requests.
 const MARKER: &str = "vestibule-doctor";
@@ -89,7 +88,10 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
     if whoami.is_some_and(|path| !path.starts_with('/')) {
         return fail(&"--whoami: write a path, such as /api/whoami", USAGE);
     }
-    let Some(spoofed_user) = random_user() else { return fail(&"the system has no random numbers", 1) };
+    let spoofed_user = match random_user() {
+        Ok(user) => user,
+        Err(error) => return fail(&error, 1),
+    };
     let host = answered_host(&edition.policy);
     let digest = &edition.digest;
     let target = Target { policy: &edition.policy, proxy, host, digest, token, whoami, spoofed_user };
@@ -101,10 +103,8 @@ fn endpoint(listen: &ListenSpec) -> Result<Endpoint, String> {
 }
 
 /// Returns a random user id, which no answer contains by accident.
-fn random_user() -> Option<String> {
-    let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).ok()?;
-    Some(format!("doctor{:016x}", u64::from_be_bytes(bytes)))
+fn random_user() -> Result<String, NoRandomNumbers> {
+    Ok(format!("doctor{:016x}", u64::from_be_bytes(random()?)))
 }
 
 /// Returns a `Host` that the proxy accepts. It is that of `public_url` where there is one, since cookies and redirects

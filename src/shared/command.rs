@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use super::engine::{Engine, EngineConnection, EngineError, key, text};
 use super::message::{Codes, Message};
 use super::session_store::probe as probe_sessions;
-use super::state::random;
 use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{Inspection, SharedEntry, unix_millis};
 use crate::policy::SharedSpec;
+use crate::random::random;
 
 /// The time that the answers of the running instances are awaited.
 const ANSWERS: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub async fn write_entry(
     let clock = clock(&mut connection).await?;
     let ours = unix_millis();
     let entry = entry(clock.clamp(ours, ours.saturating_add(60_000)));
-    let question = random().ok_or(EngineError::NoRandomNumbers)?;
+    let question = random()?;
     let log = key(&spec.name, "log");
     let mut writes = pipe();
     writes.atomic();

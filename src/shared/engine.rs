@@ -22,6 +22,7 @@ use crate::auth::read_small_file;
 use crate::config::{FILE_BYTES, Time};
 use crate::http::tls_client;
 use crate::policy::{EngineAddress, SharedSpec};
+use crate::random::NoRandomNumbers;
 
 /// The timeout for a connection, including TLS, Sentinels and the search for a cluster's node.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -60,11 +61,9 @@ pub enum EngineError {
     /// No key can be derived from a secret.
     #[error("shared: no key can be derived from its secret; write another one to shared.secret_file")]
     UnusableSecret,
-    /// The system has no random numbers.
-    #[error(
-        "shared: the system has no random numbers; allow this process the system call getrandom, or to read /dev/urandom"
-    )]
-    NoRandomNumbers,
+    /// An instance or a message gets no random id.
+    #[error("shared: {0}")]
+    NoRandomNumbers(#[from] NoRandomNumbers),
     /// One answer is longer than any should be.
     #[error("an answer of the engine is too long")]
     AnswerTooLong,

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use super::engine::{EngineConnection, EngineError, text};
 use super::message::Message;
 use super::outbox::{Name, Outbox, Outgoing};
-use super::state::{Inner, RECONNECT, TOO_LONG, UNVERIFIED, random};
+use super::state::{Inner, RECONNECT, TOO_LONG, UNVERIFIED};
 use super::stream::{StreamId, content, message_id};
 use crate::auth::{EntryKind, SharedEntry, TIMES_BYTES, unix_seconds};
+use crate::random::random;
 
 /// The number of entries in one step of a write.
 const CHUNK: usize = 500;
@@ -70,7 +71,7 @@ impl Inner {
     ) -> Result<(), EngineError> {
         self.read_epoch(connection).await?;
         if !self.lock().is_complete {
-            let question = random().ok_or(EngineError::NoRandomNumbers)?;
+            let question = random()?;
             {
                 let mut progress = self.lock();
                 progress.question = u128::from_le_bytes(question);

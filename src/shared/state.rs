@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -21,6 +20,7 @@ use super::stream::StreamId;
 use crate::auth::Revocations;
 use crate::auth::login::LoginSessions;
 use crate::policy::{OnLoss, Secret, SharedSpec};
+use crate::random::random;
 use crate::telemetry::Metrics;
 
 /// The time that a blocking read waits; below half of the minimum `max_stale`.
@@ -238,14 +238,7 @@ impl Inner {
     }
 }
 
-/// Returns a random id; `None` where the system has no random numbers.
-pub(super) fn random() -> Option<Id> {
-    let mut id = Id::default();
-    SystemRandom::new().fill(&mut id).ok()?;
-    Some(id)
-}
-
 /// Returns a random number from 0 to 1, excluding 1.
 pub(super) fn fraction() -> f64 {
-    random().map_or(0.5, |id| f64::from(u16::from_le_bytes([id[0], id[1]])) / 65_536.0)
+    random().map_or(0.5, |bytes| f64::from(u16::from_le_bytes(bytes)) / 65_536.0)
 }

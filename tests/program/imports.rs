@@ -24,7 +24,7 @@ const MODULES: [&[&str]; 12] = [
     &["config"],
 ];
 /// The modules that take plain values. Any module may use them, and they use none.
-const LEAVES: [&str; 11] = [
+const LEAVES: [&str; 12] = [
     "telemetry",
     "drain",
     "budget",
@@ -33,6 +33,7 @@ const LEAVES: [&str; 11] = [
     "json",
     "der",
     "page",
+    "random",
     "small_server",
     "fuzz",
     "simulation",

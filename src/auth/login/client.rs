@@ -14,11 +14,11 @@ use jsonwebtoken::Header;
 use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
-use super::keys::random;
 use super::{BODY_BYTES, Login, LoginError, Metadata, TIMEOUT};
 use crate::auth::{Token, outbound, read_small_file, unix_seconds};
 use crate::json;
 use crate::policy::{ClientAuth, ClientCredential, LoginSpec};
+use crate::random::random;
 
 /// The maximum length of an assertion file in bytes.
 const ASSERTION_BYTES: usize = 16 << 10;
@@ -240,7 +240,7 @@ pub(super) async fn probe_client(
     http: &reqwest::Client,
     metadata: &Metadata,
 ) -> Result<ClientProbe, LoginError> {
-    let made_up = random::<32>().ok_or_else(|| LoginError::down("the system has no random numbers".to_owned()))?;
+    let made_up = random::<32>()?;
     let made_up = URL_SAFE_NO_PAD.encode(made_up);
     let mut form = Form::new();
     form.add("grant_type", "authorization_code").add("code", &made_up).add("code_verifier", &made_up);
@@ -352,7 +352,7 @@ async fn assertion(spec: &LoginSpec) -> Result<String, LoginError> {
         ClientCredential::Key(key) => {
             let mut header = Header::new(key.algorithm);
             header.kid = Some(key.thumbprint.clone());
-            let id = random::<16>().ok_or_else(|| LoginError::down("the system has no random numbers".to_owned()))?;
+            let id = random::<16>()?;
             let now = unix_seconds();
             let claims = json!({
                 "iss": spec.client_id, "sub": spec.client_id,

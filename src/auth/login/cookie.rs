@@ -6,8 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes, random};
+use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes};
 use crate::auth::KeyFingerprint;
+use crate::random::random;
 
 /// The lifetime of the cookie, in milliseconds.
 pub(super) const COOKIE_LIFE: u64 = 60 * 60 * 1_000;
@@ -41,7 +42,7 @@ impl LoginCookie {
     /// Makes a new cookie. Returns `None` when the system has no random numbers.
     #[must_use]
     pub fn new(now: u64) -> Option<Self> {
-        Some(Self { secret: random()?, made: now, provider: None, completed: None, turns: Vec::new() })
+        Some(Self { secret: random().ok()?, made: now, provider: None, completed: None, turns: Vec::new() })
     }
 
     /// Copies the data about this browser from the former cookie, but not its secret.

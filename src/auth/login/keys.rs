@@ -8,7 +8,6 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
 use aws_lc_rs::hmac;
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
@@ -16,6 +15,7 @@ use serde_json::{Map, Value};
 use crate::auth::digest::{Digest, digest};
 use crate::json;
 use crate::policy::Secret;
+use crate::random::random;
 
 /// The salt of the key derivation, so that no other use of the same secret has the same keys.
 const SALT: &[u8] = b"vestibule login 1";
@@ -68,7 +68,7 @@ impl LoginKeys {
         }
         let derivation = match secret {
             Some(secret) => Salt::new(HKDF_SHA256, SALT).extract(secret.expose()),
-            None => Salt::new(HKDF_SHA256, SALT).extract(&random::<32>()?),
+            None => Salt::new(HKDF_SHA256, SALT).extract(&random::<32>().ok()?),
         };
         let key = |name: &[u8]| {
             let mut bytes = [0; 32];
@@ -82,7 +82,7 @@ impl LoginKeys {
 
     /// Encrypts an object as base64url text: a random nonce, then the ciphertext (AES-256-GCM).
     pub(super) fn encrypt(&self, purpose: Purpose, content: &Value) -> Option<String> {
-        let nonce = random::<NONCE_LEN>()?;
+        let nonce = random::<NONCE_LEN>().ok()?;
         let mut encrypted = content.to_string().into_bytes();
         let associated_data = Aad::from(purpose.associated_data());
         self.encryption
@@ -138,7 +138,7 @@ pub struct SessionKey([u8; 16]);
 impl SessionKey {
     /// Generates a random key, or returns `None` when the system has no random numbers.
     pub(super) fn generate() -> Option<Self> {
-        random().map(Self)
+        random().ok().map(Self)
     }
 
     pub(super) fn from_text(text: &str) -> Option<Self> {
@@ -167,13 +167,6 @@ impl std::fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SessionKey")
     }
-}
-
-/// Returns random bytes, or `None` when the system has none.
-pub(super) fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
-    let mut bytes = [0; LENGTH];
-    SystemRandom::new().fill(&mut bytes).ok()?;
-    Some(bytes)
 }
 
 /// Decodes base64url text of a fixed length.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::completion::CompletedSignIn;
 use super::cookie::LoginCookie;
-use super::keys::{Purpose, SessionKey, random};
+use super::keys::{Purpose, SessionKey};
 use super::records::LoginSession;
 use super::{Login, Logins};
 use crate::auth::identify::{VerifiedClaims, identify_again};
@@ -23,6 +23,7 @@ use crate::auth::token::MAX_COOKIE_VALUE;
 use crate::auth::{
     Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, session_owner, unix_millis, unix_seconds,
 };
+use crate::random::random;
 
 /// The prefix of the value, which distinguishes it from a cookie that was issued for a Bearer token.
 const PREFIX: &str = "login.";
@@ -75,7 +76,7 @@ impl Logins {
         let identity = &completed.identity;
         let browser = cookie.browser();
         let session = BrowserSession {
-            id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
+            id: URL_SAFE_NO_PAD.encode(random::<16>().ok()?).into(),
             owner: session_owner(identity),
             browser: Some(Arc::clone(&browser)),
             began: now,

@@ -8,8 +8,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use super::cookie::LoginCookie;
-use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes, random};
+use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes};
 use crate::policy::{LoginPrompt, may_be_own};
+use crate::random::random;
 
 /// The maximum difference between the clocks of two instances, in milliseconds.
 const CLOCK_DIFFERENCE: u64 = 60_000;
@@ -63,7 +64,7 @@ impl LoginState {
         now: u64,
     ) -> Option<Self> {
         Some(Self {
-            attempt: random()?,
+            attempt: random().ok()?,
             provider: provider.to_owned(),
             issuer: issuer_digest(issuer),
             return_path: local_path(return_path).to_owned(),

@@ -6,6 +6,7 @@ use super::{LOGIN, SignInRequest, pages, parameters};
 use crate::auth::login::{Login, LoginCookie, LoginError, LoginState, local_path};
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
+use crate::random::NoRandomNumbers;
 use crate::telemetry::AccessLine;
 
 /// Serves the endpoint.
@@ -133,7 +134,7 @@ impl SignInRequest<'_> {
             .as_ref()
             .and_then(|cookie| LoginState::new(keys, cookie, provider, return_path, (tries, prompt), self.now));
         let (Some(cookie), Some(state)) = (&self.cookie, state) else {
-            return Err(LoginError::Refused("the system has no random numbers".to_owned()));
+            return Err(NoRandomNumbers.into());
         };
         login.authorization_url(keys, cookie, &state, self.client.limited_address()).await
     }

@@ -1,7 +1,6 @@
 //! Tests whether an upstream writes the headers of requests into its pages, where its users would read the secret of
 //! `upstream.credential`. Bokeh and Panel do so by default, compressed.
 
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
@@ -103,7 +102,7 @@ async fn page_length(
     bytes: usize,
 ) -> Option<usize> {
     let mut random = vec![0; bytes];
-    SystemRandom::new().fill(&mut random).ok()?;
+    crate::random::fill(&mut random).ok()?;
     let fields = [format!("{header}: {}", URL_SAFE_NO_PAD.encode(random))];
     let request = Request { target: path, host: &upstream.authority, fields: &fields, ..Request::default() };
     let answer = request.send(endpoint).await.ok().filter(super::probe::Answer::is_success)?;

@@ -9,13 +9,13 @@ use tokio::sync::watch;
 
 use super::super::client::{ProviderToken, Tokens};
 use super::super::completion::{IdTokenUse, VerifiedIdToken};
-use super::super::keys::random;
 use super::super::{Login, LoginError};
 use super::lease::Lease;
 use super::sharing::Turn;
 use super::{LoginSession, LoginSessions, Update};
 use crate::auth::identity::Expiry;
 use crate::auth::{Identity, Rejection, unix_millis, unix_seconds};
+use crate::random::random;
 use crate::telemetry::{Audit, AuditEvent, RenewalOutcome};
 
 /// The maximum time that a request waits for the renewal after the tokens have expired.

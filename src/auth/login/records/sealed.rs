@@ -8,9 +8,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::super::keys::{SessionKey, random};
+use super::super::keys::SessionKey;
 use crate::auth::digest::{Digest, digest};
 use crate::json;
+use crate::random::random;
 
 const PURPOSE: &[u8] = b"vestibule login record 1";
 
@@ -126,7 +127,7 @@ impl RecordKey {
     /// Encrypts a record: a random nonce, then the ciphertext (AES-256-GCM). Returns `None` when the system has no random
     /// numbers.
     pub(in crate::auth::login) fn seal(&self, generation: u64, content: &RecordContent) -> Option<Vec<u8>> {
-        let nonce = random::<NONCE_LEN>()?;
+        let nonce = random::<NONCE_LEN>().ok()?;
         let mut encrypted = serde_json::to_vec(content).ok()?;
         let associated_data = self.associated_data(generation);
         self.cipher

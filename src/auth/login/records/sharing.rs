@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::client::ProviderToken;
-use super::super::keys::{SessionKey, random};
+use super::super::keys::SessionKey;
 use super::super::store::{
     LOCK_LIFE, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreUnavailable, Written,
 };
@@ -26,6 +26,7 @@ use super::sealed::{RecordContent, RecordKey};
 use super::{LoginSession, LoginSessions, Origin};
 use crate::auth::digest::Digest;
 use crate::auth::{BrowserSession, Rejection, boot_millis, unix_millis, unix_seconds};
+use crate::random::{NoRandomNumbers, random};
 
 /// The time for which a record that the store does not have is not requested again.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -105,6 +106,12 @@ pub(super) enum Turn {
     Ours(Option<Lease>),
     /// Another instance has renewed the session.
     RenewedElsewhere,
+}
+
+impl From<NoRandomNumbers> for StoreUnavailable {
+    fn from(error: NoRandomNumbers) -> Self {
+        Self(error.to_string())
+    }
 }
 
 impl From<StoreUnavailable> for LoginError {
@@ -321,7 +328,7 @@ impl LoginSessions {
     pub(super) async fn take_turn(&self, record: &LoginSession, login: &Login) -> Result<Turn, LoginError> {
         let Some(store) = self.store() else { return Ok(Turn::Ours(None)) };
         let key = record.record_key()?;
-        let holder = random().ok_or_else(|| LoginError::down("the system has no random numbers".to_owned()))?;
+        let holder = random()?;
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let began = boot_millis();
@@ -455,7 +462,7 @@ impl LoginSessions {
         least: u64,
     ) -> Result<Option<RecordContent>, StoreUnavailable> {
         let key = record.record_key()?;
-        let holder = random().ok_or_else(|| StoreUnavailable("the system has no random numbers".to_owned()))?;
+        let holder = random()?;
         let deadline = Instant::now() + LOCK_WAIT;
         while !store.lock(key.name(), holder).await? && Instant::now() < deadline {
             sleep(POLL).await;
