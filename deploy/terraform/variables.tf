@@ -151,7 +151,7 @@ variable "vpc_id" {
 }
 
 variable "load_balancer_arn" {
-  description = "The load balancer. The module checks its idle time-out and reads its security groups."
+  description = "The load balancer. The module checks its idle timeout and reads its security groups."
   type        = string
 }
 
