@@ -84,17 +84,36 @@ impl PooledConnection {
         }
         idle.push(IdleConnection { connection: self.connection, since: now });
         drop(idle);
-        if !pool.is_reaping.swap(true, Ordering::AcqRel) {
-            tokio::spawn(remove_idle(Arc::downgrade(&pool), self.idle_timeout));
+        if let Some(reaping) = Reaping::begin(&pool) {
+            tokio::spawn(remove_idle(reaping, self.idle_timeout));
+        }
+    }
+}
+
+/// The mark that a task is removing idle connections. It is cleared when this is dropped, also by a panic: a mark that
+/// stayed would keep the idle connections until the upstream closes them.
+struct Reaping(Weak<Pool>);
+
+impl Reaping {
+    /// Sets the mark, or returns `None` if it is set.
+    fn begin(pool: &Arc<Pool>) -> Option<Self> {
+        (!pool.is_reaping.swap(true, Ordering::AcqRel)).then(|| Self(Arc::downgrade(pool)))
+    }
+}
+
+impl Drop for Reaping {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0.upgrade() {
+            pool.is_reaping.store(false, Ordering::Release);
         }
     }
 }
 
 /// Removes connections that are idle for `idle_timeout`, until the pool is empty.
-async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
+async fn remove_idle(reaping: Reaping, idle_timeout: Duration) {
     loop {
         tokio::time::sleep(idle_timeout.max(Duration::from_millis(50))).await;
-        let Some(pool) = pool.upgrade() else { return };
+        let Some(pool) = reaping.0.upgrade() else { return };
         // All lists are locked until the end, so that no connection returns to one that was found empty.
         let mut lists: Vec<_> =
             pool.idle.iter().map(|list| list.lock().unwrap_or_else(PoisonError::into_inner)).collect();
@@ -105,8 +124,33 @@ async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
             }
         }
         if lists.iter().all(|idle| idle.is_empty()) {
-            pool.is_reaping.store(false, Ordering::Release);
+            // While the lists are locked: the next connection that returns starts another task.
+            drop(reaping);
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_panic_of_the_task_another_can_begin() {
+        // Without a timer the task panics where it waits.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+        let pool = Arc::new(Pool::default());
+        let reaping = Reaping::begin(&pool).expect("none before");
+        assert!(Reaping::begin(&pool).is_none(), "one at a time");
+        let removal = runtime.spawn(remove_idle(reaping, Duration::from_secs(1)));
+        assert!(runtime.block_on(removal).is_err_and(|error| error.is_panic()));
+        assert!(Reaping::begin(&pool).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_removal_ends_where_no_connection_is_idle() {
+        let pool = Arc::new(Pool::default());
+        remove_idle(Reaping::begin(&pool).expect("none before"), Duration::from_secs(1)).await;
+        assert!(Reaping::begin(&pool).is_some());
     }
 }

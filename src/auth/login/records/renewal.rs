@@ -50,6 +50,7 @@ impl LoginSession {
     /// Renews the session whenever a renewal is due, while one of its sockets is open, and closes the sockets when the
     /// session ends.
     pub(super) async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
+        let mut watch = Watch { session: &self, has_stopped: false };
         while !self.should_stop(&sessions) {
             let (due, token_end, has_failed) = {
                 let state = self.lock();
@@ -79,6 +80,7 @@ impl LoginSession {
                 self.renewed(finished).await;
             }
         }
+        watch.has_stopped = true;
         if self.current_end(&sessions) <= unix_seconds() {
             self.note_change(&sessions);
         }
@@ -379,6 +381,21 @@ impl LoginSession {
     }
 }
 
+/// The task for the open sockets of a session. If it panics, the next socket starts another one.
+struct Watch<'a> {
+    session: &'a LoginSession,
+    /// Whether [`LoginSession::should_stop`] has cleared the mark. It may be that of another task since.
+    has_stopped: bool,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if !self.has_stopped {
+            self.session.lock().is_watched = false;
+        }
+    }
+}
+
 /// A renewal in progress. It ends when this is dropped, also by a panic: a mark that stayed would prevent all further
 /// renewals of the session.
 struct RunningRenewal<'a> {
@@ -470,6 +487,25 @@ mod tests {
         }
         let _open = session.socket(&sessions);
         assert_eq!(tasks(), 1, "the next socket starts it anew");
+    }
+
+    #[test]
+    fn after_a_panic_of_the_task_the_next_socket_starts_it_anew() {
+        // Without a timer the task panics where it waits.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+        runtime.block_on(async {
+            let (session, sessions) = (session(), Arc::new(LoginSessions::new(Arc::default())));
+            let first = session.socket(&sessions);
+            for _ in 0..2 {
+                assert!(session.lock().is_watched);
+                while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!session.lock().is_watched);
+                drop(session.socket(&sessions));
+            }
+            drop(first);
+        });
     }
 
     #[tokio::test]
