@@ -207,7 +207,7 @@ impl Reload {
         // the system trusts, and these may be on a file system that hangs.
         let (state, decided) = (Arc::clone(&self.state), Arc::new(AtomicBool::new(false)));
         let decides = Arc::clone(&decided);
-        let replacing = move || state.replace_if(loaded_policy.policy, || !decides.swap(true, Ordering::AcqRel));
+        let replacing = move || state.replace(loaded_policy.policy, || !decides.swap(true, Ordering::AcqRel));
         match self.replacing.run(FILE_LIMIT, replacing).await {
             Ok(()) => {}
             // The text of the error differs each time, and the reason must not, or each attempt would be reported.

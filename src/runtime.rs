@@ -265,15 +265,9 @@ impl ProxyState {
         self.policy_name.store(Arc::new(name.to_owned()));
     }
 
-    /// Replaces the policy: new requests use it, and open sockets are authorized again by it.
-    #[cfg(test)]
-    pub fn replace(&self, policy: Policy) {
-        self.replace_if(policy, || true);
-    }
-
     /// Replaces the policy: new requests use it, and open sockets are authorized again by it. Making the clients of
     /// providers and upstreams reads files. `is_wanted` is called after that; if it returns false, nothing is replaced.
-    pub fn replace_if(&self, policy: Policy, is_wanted: impl FnOnce() -> bool) {
+    pub fn replace(&self, policy: Policy, is_wanted: impl FnOnce() -> bool) {
         let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
         let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
         if !is_wanted() {

@@ -192,8 +192,8 @@ impl<'a> Connection<'a> {
             Step::VerdictOther => self.answer_question(Some(User::Bob)),
             Step::VerdictBad => self.answer_question(None),
             Step::Revocation => self.revoke_alice(),
-            Step::ReloadAdmitting => self.state.replace(self.configurations.admitting.clone()),
-            Step::ReloadExcluding => self.state.replace(self.configurations.excluding.clone()),
+            Step::ReloadAdmitting => self.state.replace(self.configurations.admitting.clone(), || true),
+            Step::ReloadExcluding => self.state.replace(self.configurations.excluding.clone(), || true),
             Step::Drain => {
                 let state = Arc::clone(&self.state);
                 let policy = &state.current().policy;
