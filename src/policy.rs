@@ -59,7 +59,7 @@ pub use authority::CertificateAuthority;
 pub use bound_audience::{BoundAudience, ProtectedResourceSpec};
 pub use browser::{BrowserSpec, COOKIE_NAME, SessionSpec};
 pub use contact::Contact;
-pub use control::{ControlAddress, ControlSpec};
+pub use control::{CLOCK_ALLOWANCE, ControlAddress, ControlSpec};
 pub use cookie_source::CookieSource;
 pub use cors::CorsSpec;
 #[cfg(test)]

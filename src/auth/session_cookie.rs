@@ -20,7 +20,7 @@ use super::kind::{Category, TokenKindHeader};
 use super::token::MAX_COOKIE_VALUE;
 use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
 use crate::json;
-use crate::policy::{Secret, SessionSpec};
+use crate::policy::{CLOCK_ALLOWANCE, Secret, SessionSpec};
 use crate::random::random;
 
 /// The associated data of the encryption, so that nothing encrypted for another purpose can be read as a cookie.
@@ -28,8 +28,6 @@ const PURPOSE: &[u8] = b"vestibule session 2";
 /// The time in seconds by which another replica's cookie of the same session may expire later, where cookies expire
 /// with their tokens.
 const ONE_DAY: u64 = 86_400;
-/// The allowance in seconds for differences between the clocks of replicas.
-const ONE_MINUTE: u64 = 60;
 
 /// A session cookie that was issued for a new or a renewed browser session.
 #[derive(Debug)]
@@ -205,7 +203,7 @@ impl SessionCookies {
     #[must_use]
     pub fn keep_ended_until(&self, session: &BrowserSession, scope: SessionScope, now: u64) -> Option<u64> {
         let known = self.last_end(session);
-        if known.saturating_add(ONE_MINUTE) <= now {
+        if known.saturating_add(CLOCK_ALLOWANCE.as_secs()) <= now {
             return None;
         }
         // Another replica may have renewed the session without notice to this one.
@@ -217,7 +215,7 @@ impl SessionCookies {
             }
             (SessionScope::Browser, None) | (SessionScope::Session | SessionScope::Replaced { .. }, _) => 0,
         };
-        Some(known.max(possible).max(last_of_browser).saturating_add(ONE_MINUTE))
+        Some(known.max(possible).max(last_of_browser).saturating_add(CLOCK_ALLOWANCE.as_secs()))
     }
 
     fn last_end(&self, session: &BrowserSession) -> u64 {

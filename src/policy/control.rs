@@ -48,7 +48,7 @@ impl std::fmt::Display for ControlSpec {
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The allowance for differences between the clocks of instances.
-const CLOCK_ALLOWANCE: Duration = Duration::from_secs(60);
+pub const CLOCK_ALLOWANCE: Duration = Duration::from_secs(60);
 
 impl BrowserSpec {
     /// Returns the least time that a revocation is kept: until each session of a browser that it concerns has ended. Such a

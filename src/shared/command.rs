@@ -8,6 +8,7 @@ use redis::{Value, cmd, pipe};
 use tokio::time::Instant;
 
 use super::engine::{Engine, EngineConnection, EngineError, key, text};
+use super::follow::MOST_LEAD;
 use super::message::{Codes, Message};
 use super::session_store::probe as probe_sessions;
 use super::stream::{StreamId, content, message_id, messages};
@@ -48,7 +49,7 @@ pub async fn write_entry(
     let live = live(spec, &codes, &mut connection).await?;
     let clock = clock(&mut connection).await?;
     let ours = unix_millis();
-    let entry = entry(clock.clamp(ours, ours.saturating_add(60_000)));
+    let entry = entry(clock.clamp(ours, ours.saturating_add(MOST_LEAD)));
     let question = random()?;
     let log = key(&spec.name, "log");
     let mut writes = pipe();

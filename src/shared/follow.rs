@@ -17,7 +17,7 @@ const COUNT: usize = 500;
 /// The maximum length of a message in bytes.
 const MESSAGE_BYTES: usize = 4_096;
 /// The maximum time in milliseconds by which the engine's clock may be ahead.
-const MOST_LEAD: u64 = 60_000;
+pub(super) const MOST_LEAD: u64 = 60_000;
 /// The maximum number of questions that wait for an answer. Further ones are ignored.
 const QUESTIONS: usize = 64;
 

@@ -9,7 +9,7 @@ use super::{Login, Logins};
 use crate::auth::provider_state::{Lookup, verify_signature};
 use crate::auth::revocation::RevocationTarget;
 use crate::auth::{Rejection, claims, jwt, unix_millis, unix_seconds};
-use crate::policy::Claim;
+use crate::policy::{CLOCK_ALLOWANCE, Claim};
 
 /// The member of `events` that identifies a logout token.
 const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
@@ -106,7 +106,7 @@ impl Login {
             provider: self.spec.name.clone(),
             issuer,
             targets,
-            keep: self.spec.session_max_age.saturating_add(Duration::from_secs(60)),
+            keep: self.spec.session_max_age.saturating_add(CLOCK_ALLOWANCE),
             issued_at,
             id: digest.as_ref().first_chunk().copied().unwrap_or_default(),
         })

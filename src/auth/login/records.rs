@@ -27,7 +27,7 @@ use crate::auth::{
     BrowserSession, Identity, Rejection, Revocations, SessionScope, Token, log_revocation_not_saved, unix_millis,
     unix_seconds,
 };
-use crate::policy::Renew;
+use crate::policy::{CLOCK_ALLOWANCE, Renew};
 use crate::telemetry::RenewalOutcome;
 use renewal::renewal_moment;
 use sharing::Sharing;
@@ -437,7 +437,7 @@ impl LoginSessions {
     pub(super) fn end(&self, session: &LoginSession) {
         session.has_ended.store(true, Ordering::Release);
         if let Some(limits) = self.config.load().limits {
-            let until = session.ends_at.saturating_add(60);
+            let until = session.ends_at.saturating_add(CLOCK_ALLOWANCE.as_secs());
             let (scope, now) = (SessionScope::Session, unix_millis());
             match self.revocations.end_session(&session.session, scope, now, until, limits.sign_outs) {
                 Ok(revocation) => {

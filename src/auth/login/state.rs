@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::cookie::LoginCookie;
 use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes};
-use crate::policy::{LoginPrompt, may_be_own};
+use crate::policy::{CLOCK_ALLOWANCE, LoginPrompt, may_be_own};
 use crate::random::random;
 
 /// The maximum difference between the clocks of two instances, in milliseconds.
-const CLOCK_DIFFERENCE: u64 = 60_000;
+const CLOCK_DIFFERENCE: u64 = CLOCK_ALLOWANCE.as_secs() * 1_000;
 /// The maximum length of a return path in bytes.
 const RETURN_PATH_BYTES: usize = 1_024;
 
