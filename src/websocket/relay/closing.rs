@@ -8,6 +8,8 @@ use crate::runtime::Moment;
 /// The time that a Close waits for the end of the upstream's message, while the client accepts the part of it that has
 /// come.
 pub(super) const MESSAGE_END_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for the end of the frame that the upstream is sending then: nothing can be sent inside a frame.
+pub(super) const FRAME_END_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The end of a session by the proxy.
 #[derive(Debug)]
@@ -34,5 +36,10 @@ impl Closing {
     /// Returns whether the end of the upstream's message is no longer awaited.
     pub(super) fn message_end_timed_out(&self) -> bool {
         self.awaiting_message_end_since.elapsed() >= MESSAGE_END_TIMEOUT
+    }
+
+    /// Returns whether the end of the upstream's frame is no longer awaited.
+    pub(super) fn frame_end_timed_out(&self) -> bool {
+        self.awaiting_message_end_since.elapsed() >= FRAME_END_TIMEOUT
     }
 }

@@ -170,7 +170,7 @@ impl Relay {
 
     /// Sends the error and the Close to the client where its stream allows it: both between two messages of the
     /// upstream, or after [`MESSAGE_END_TIMEOUT`](super::closing::MESSAGE_END_TIMEOUT) the Close alone between two
-    /// frames.
+    /// frames. After [`FRAME_END_TIMEOUT`](super::closing::FRAME_END_TIMEOUT) it sends neither.
     pub(super) fn send_close(&mut self) {
         if self.client.forwarding_ended || self.awaits_upstream() {
             return;
@@ -188,7 +188,7 @@ impl Relay {
             self.client.out().extend_from_slice(&closing.close);
         } else if is_late && direction.frames.is_between_frames() {
             self.client.out().extend_from_slice(&closing.close);
-        } else if !is_late {
+        } else if !closing.frame_end_timed_out() && !self.upstream.has_ended() {
             return;
         }
         // It is too late to wait, and inside a frame nothing can be sent. The connection ends without a Close.

@@ -29,6 +29,17 @@ struct AwaitedAnswers {
     text: Option<MessageBuffer>,
 }
 
+/// The unit whose end is the last that is forwarded of the upstream's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StopAfter {
+    /// All of the input.
+    Input,
+    /// A message that has begun. The session is being ended.
+    Message,
+    /// A frame that has begun. The end of its message was awaited for too long.
+    Frame,
+}
+
 /// The direction from the upstream to the client.
 #[derive(Debug)]
 pub(super) struct FromUpstream {
@@ -56,8 +67,8 @@ impl FromUpstream {
         self.awaited.as_mut().is_some_and(|awaited| awaited.text.take().is_some())
     }
 
-    /// Reads `input` from `at` on and forwards it to `out`, until the end of the input or a Close, which is returned.
-    /// With `stops_between_messages` only the rest of a message that has begun is forwarded.
+    /// Reads `input` from `at` on and forwards it to `out`, until the end of the input, the place to stop, or a Close,
+    /// which is returned.
     ///
     /// # Errors
     /// Returns a violation of RFC 6455, after which the stream cannot be read further.
@@ -66,11 +77,16 @@ impl FromUpstream {
         input: &[u8],
         at: &mut usize,
         out: &mut Outgoing,
-        stops_between_messages: bool,
+        stop: StopAfter,
     ) -> Result<Option<ControlFrame>, Violation> {
         loop {
             self.direction.send_queued(input, out);
-            if stops_between_messages && self.direction.frames.is_between_messages() {
+            let is_at_stop = match stop {
+                StopAfter::Input => false,
+                StopAfter::Message => self.direction.frames.is_between_messages(),
+                StopAfter::Frame => self.direction.frames.is_between_frames(),
+            };
+            if is_at_stop {
                 return Ok(None);
             }
             let Some(part) = self.direction.frames.next(input, at)? else { return Ok(None) };

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 
 use super::from_client::{FromClientEvent, Reading};
+use super::from_upstream::StopAfter;
 use super::outgoing::Outgoing;
 use super::scratch::with_scratch;
 use super::{ClosedBy, Relay};
@@ -78,9 +79,13 @@ impl Relay {
         let mut out = Outgoing::default();
         let mut at = 0;
         let violation = loop {
-            // Once the session is being ended, only the rest of a message that has begun is forwarded.
-            let stops_between_messages = self.closing.is_some() && !self.awaits_upstream();
-            match self.from_upstream.next(input, &mut at, &mut out, stops_between_messages) {
+            let stop = match &self.closing {
+                Some(_) if self.awaits_upstream() => StopAfter::Input,
+                Some(closing) if closing.message_end_timed_out() => StopAfter::Frame,
+                Some(_) => StopAfter::Message,
+                None => StopAfter::Input,
+            };
+            match self.from_upstream.next(input, &mut at, &mut out, stop) {
                 Ok(None) => break None,
                 // A second Close would follow; the proxy's own is being sent.
                 Ok(Some(_)) if self.closing.is_some() => self.upstream.close_received = true,

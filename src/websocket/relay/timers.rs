@@ -4,7 +4,7 @@
 use std::task::Context;
 use std::time::Duration;
 
-use super::closing::MESSAGE_END_TIMEOUT;
+use super::closing::{FRAME_END_TIMEOUT, MESSAGE_END_TIMEOUT};
 use super::ending::{DELIVERY_RETRY, LINGER};
 use super::peer::Peer;
 use super::{ClosedBy, Relay};
@@ -71,9 +71,11 @@ impl Relay {
             if let Some(at) = closing.ends_at {
                 consider(at);
             }
-            let message_end = closing.awaiting_message_end_since + MESSAGE_END_TIMEOUT;
-            if !self.client.forwarding_ended && message_end > now {
-                consider(message_end);
+            for timeout in [MESSAGE_END_TIMEOUT, FRAME_END_TIMEOUT] {
+                let end = closing.awaiting_message_end_since + timeout;
+                if !self.client.forwarding_ended && end > now {
+                    consider(end);
+                }
             }
             if let Some(at) = self.client_close_deadline() {
                 consider(at);

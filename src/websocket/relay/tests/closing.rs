@@ -65,6 +65,29 @@ async fn an_ending_reaches_the_client_while_an_answer_of_the_upstream_is_held_ba
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ending_inside_a_fragment_waits_for_the_end_of_that_and_no_longer() {
+    let fragment = [0x02, 8, b'f', b'r', b'a', b'g', b'm', b'e', b'n', b't'];
+    for is_completed in [true, false] {
+        let mut relayed = TestRelay::start(TIMES);
+        relayed.upstream.stream.write_all(&fragment[..4]).await.expect("taken");
+        sleep(Duration::from_secs(1)).await;
+        relayed.denies();
+        // This is longer than the wait for the end of the message.
+        sleep(Duration::from_secs(3)).await;
+        if is_completed {
+            let rest = [&fragment[4..], &[0x00, 4], b"next"].concat();
+            relayed.upstream.stream.write_all(&rest).await.expect("taken");
+            assert_eq!(relayed.client.next().await, Some((2, b"fragment".to_vec())));
+            assert_eq!(relayed.client.next_close().await, Some(1008));
+        } else {
+            let mut received = Vec::new();
+            relayed.client.stream.read_to_end(&mut received).await.expect("its end");
+            assert_eq!((&received[..], relayed.seconds()), (&fragment[..4], 5));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_with_a_code_that_may_not_be_sent_is_1002() {
     for code in [999, 1005, 1006, 1015, 2000, 5000] {
         let mut relayed = TestRelay::start(TIMES);
