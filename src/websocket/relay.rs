@@ -34,7 +34,7 @@ use crate::policy::{DialectSpec, SocketLimits};
 use crate::runtime::{Moment, Subscription};
 use crate::telemetry::PassedBytes;
 use closing::Closing;
-use from_client::{FromClient, FromClientInput};
+use from_client::{FromClient, FromClientInput, MessageEnd};
 use from_upstream::FromUpstream;
 use peer::Peer;
 use timers::KEY_CHECK_INTERVAL;
@@ -213,12 +213,19 @@ impl Relay {
     /// Processes an event of the session and carries out its actions.
     fn process(&mut self, event: Event) {
         let is_verdict = matches!(event, Event::Verdict(_));
-        let has_expired = matches!(event, Event::Verdict(Verdict::Expired { .. }));
+        let is_of_message = is_verdict && self.from_client.is_verifying_message();
+        let has_expired = is_of_message && matches!(event, Event::Verdict(Verdict::Expired { .. }));
+        let refusal = match &event {
+            Event::Verdict(Verdict::Refused(reason)) => Some(*reason),
+            Event::Verdict(Verdict::AnotherUser) => Some(CloseReason::InvalidToken),
+            _ => None,
+        };
         for action in self.session.on(event, unix_millis()) {
             match action {
                 // A socket on a public route has no identity, and neither action.
                 Action::Verify(token) => {
                     if let Some(identity) = self.session.identity() {
+                        self.from_client.verification_started(&token);
                         let verification = self.authorizer.verify(identity, token);
                         self.awaited.get_or_insert_default().verification = Some(verification);
                     }
@@ -242,8 +249,21 @@ impl Relay {
                 Action::Connect | Action::StartRelay => {}
             }
         }
-        if is_verdict && !self.session.is_verifying() && self.from_client.verdict_received(has_expired).is_err() {
-            self.process(Event::Close(CloseReason::TooManyRefreshes));
+        if is_of_message || (is_verdict && !self.session.is_verifying()) {
+            self.end_wait_for_verdict(has_expired, refusal);
+        }
+    }
+
+    /// Ends the wait of the message whose token has its verdict, or will have none.
+    fn end_wait_for_verdict(&mut self, has_expired: bool, refusal: Option<CloseReason>) {
+        let reason = match self.from_client.verdict_received(has_expired) {
+            // Neither the upstream nor the proxy answers the message, and the client may wait for an answer without an end.
+            Ok(MessageEnd::Dropped) if self.session.dialect().is_some_and(|dialect| dialect.error.is_none()) => refusal,
+            Ok(_) => None,
+            Err(_) => Some(CloseReason::TooManyRefreshes),
+        };
+        if let Some(reason) = reason {
+            self.process(Event::Close(reason));
         }
     }
 

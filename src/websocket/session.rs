@@ -413,7 +413,10 @@ impl Session {
 
     fn refresh_verdict(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         let acknowledgement = self.refreshes.finish();
-        let is_temporary = matches!(&verdict, Verdict::Refused(reason) if reason.is_temporary());
+        let outage = match &verdict {
+            Verdict::Refused(reason) if reason.is_temporary() => Some(*reason),
+            _ => None,
+        };
         let verdict = match verdict {
             Verdict::Expired { .. } if acknowledgement != Acknowledgement::Authenticated => {
                 Verdict::Refused(CloseReason::ExpiredOnArrival)
@@ -445,10 +448,14 @@ impl Session {
         };
         if self.phase == Phase::Open {
             self.reply_copies = Copies::default();
-            if is_temporary && now >= self.credential_end {
+            if let Some(reason) = outage.filter(|_| now >= self.credential_end) {
                 // Such a refusal does not count, so one token after the other would keep the session open beyond its end
                 // for as long as the provider does not answer.
-                self.refreshes.clear_queue();
+                for copies in self.refreshes.clear_queue() {
+                    self.reply_copies = copies;
+                    actions.extend(self.report_error(&refresh_failed(reason)));
+                }
+                self.reply_copies = Copies::default();
             }
             actions.extend(if self.may_outlive_token() {
                 // The deadline event says whether the user was seen. It comes at once where the token has expired.

@@ -43,6 +43,15 @@ pub(super) enum FromClientEvent {
     Close(ControlFrame),
 }
 
+/// What became of a message that awaited a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MessageEnd {
+    /// It was forwarded, or there was none.
+    Forwarded,
+    /// It was not forwarded, except for other lines of the same text.
+    Dropped,
+}
+
 /// The settings for reading a client's messages.
 #[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
@@ -132,15 +141,35 @@ impl FromClient {
         }
     }
 
+    /// Records that a token is being verified, which may be that of the message that awaits its verdict.
+    pub(super) fn verification_started(&mut self, token: &Token) {
+        if let Some(message) = self.extras.as_mut().and_then(|extras| extras.awaiting_verdict.as_mut()) {
+            message.is_being_verified = message.token.is_same(token);
+        }
+    }
+
+    /// Returns whether the next verdict is that on the token of the message that awaits one.
+    pub(super) fn is_verifying_message(&self) -> bool {
+        let message = self.extras.as_ref().and_then(|extras| extras.awaiting_verdict.as_ref());
+        message.is_some_and(|message| message.is_being_verified)
+    }
+
     /// Ends the wait for a verdict. If the token was not accepted, only the part of its message that needs no token is
     /// forwarded, or the form with the token in force if the session goes on with that one.
     ///
     /// # Errors
     /// Returns [`QueueFull`] when too many messages wait.
-    pub(super) fn verdict_received(&mut self, has_expired: bool) -> Result<(), QueueFull> {
+    pub(super) fn verdict_received(&mut self, has_expired: bool) -> Result<MessageEnd, QueueFull> {
         let message = self.extras.as_mut().and_then(|extras| extras.awaiting_verdict.take());
-        let frame = message.and_then(|message| if has_expired { message.expired } else { message.refused });
-        frame.map_or(Ok(()), |frame| self.direction.enqueue(frame))
+        let Some(AwaitingVerdict { expired, refused, .. }) = message else { return Ok(MessageEnd::Forwarded) };
+        let (frame, end) = match expired.filter(|_| has_expired) {
+            Some(expired) => (Some(expired), MessageEnd::Forwarded),
+            None => (refused, MessageEnd::Dropped),
+        };
+        if let Some(frame) = frame {
+            self.direction.enqueue(frame)?;
+        }
+        Ok(end)
     }
 
     /// Forwards an accepted token to the upstream, together with the message that carried it. Returns the dialect in
@@ -424,6 +453,7 @@ impl FromClient {
                     let encoded = |text: String| encode_masked(kept.opcode, text.as_bytes());
                     extras.awaiting_verdict = Some(AwaitingVerdict {
                         token,
+                        is_being_verified: false,
                         accepted: encoded(after.accepted),
                         expired: after.expired.map(encoded),
                         refused: after.refused.map(encoded),
@@ -463,7 +493,13 @@ impl FromClient {
         })?;
         if let Some(extras) = &mut self.extras {
             let token = token.duplicate();
-            extras.awaiting_verdict = Some(AwaitingVerdict { token, accepted: frame, expired: None, refused: None });
+            extras.awaiting_verdict = Some(AwaitingVerdict {
+                token,
+                is_being_verified: false,
+                accepted: frame,
+                expired: None,
+                refused: None,
+            });
         }
         Ok(vec![Event::FieldToken(token)])
     }

@@ -66,10 +66,10 @@ impl Refreshes {
         self.0.get_or_insert_default().queued = Some(Box::new(QueuedToken { token, acknowledgement, copies }));
     }
 
-    pub(super) fn clear_queue(&mut self) {
-        if let Some(state) = &mut self.0 {
-            state.queued = None;
-        }
+    /// Drops the waiting tokens. Returns what the answer to each of them copies.
+    pub(super) fn clear_queue(&mut self) -> Vec<Copies> {
+        let queued = self.0.as_mut().and_then(|state| state.queued.take());
+        queued.into_iter().map(|waiting| waiting.copies).collect()
     }
 
     /// Returns the time from which the rate limit allows the next verification.

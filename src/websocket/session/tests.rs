@@ -507,6 +507,8 @@ fn refreshes_that_cannot_be_verified_keep_no_session_open_beyond_its_end() {
         let mut actions =
             shown(&session.on(Event::Verdict(Verdict::Refused(CloseReason::AuthUnavailable)), end + 1_000));
         actions.extend(shown(&session.on(Event::Deadline { last_seen: None }, end + 1_000)));
-        assert_eq!(actions[1..], ["Token expired 4401 Token expired"], "{on_expiry:?}");
+        let unavailable = r#"{"type":"error","message":"Token refresh failed: Authentication service unavailable"}"#;
+        let expired = "Token expired 4401 Token expired";
+        assert_eq!(actions, [unavailable, unavailable, expired], "{on_expiry:?}: each refresh is answered");
     }
 }

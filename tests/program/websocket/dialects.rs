@@ -407,13 +407,13 @@ async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verifie
     client.say("behind").await;
     assert_eq!(upstream.next_text().await, init(json!({"n": 2, "Authorization": newer})));
     assert_eq!(upstream.next_text().await, "behind");
-    // The refused message is not forwarded, and the one after it is.
-    client.say(&init(json!({"authToken": fixture.issuer.token("bob"), "n": 3}))).await;
-    client.say("still").await;
-    assert_eq!(upstream.next_text().await, "still");
     // A message without a token is forwarded with the current one.
-    client.say(&init(json!({"n": 4}))).await;
-    assert_eq!(upstream.next_text().await, init(json!({"n": 4, "Authorization": newer})));
+    client.say(&init(json!({"n": 3}))).await;
+    assert_eq!(upstream.next_text().await, init(json!({"n": 3, "Authorization": newer})));
+    // A refused message is not forwarded, and nobody would answer it.
+    client.say(&init(json!({"authToken": fixture.issuer.token("bob"), "n": 4}))).await;
+    assert_eq!(client.next_close().await, (4401, "Invalid token".into()));
+    assert_eq!(upstream.next().await.opcode, 8);
     // A client with a header is introduced to the upstream by its own message.
     let credential = bearer(&token);
     let fields = [credential.as_str(), OFFER];
@@ -445,8 +445,8 @@ async fn where_the_upstream_checks_for_itself_a_message_with_an_expired_token_go
     assert_eq!(upstream.next_text().await, "behind");
     // Not that of another user, which is refused.
     client.say(&init(json!({"authToken": fixture.issuer.expired("bob"), "n": 2}))).await;
-    client.say("still").await;
-    assert_eq!(upstream.next_text().await, "still");
+    assert_eq!(client.next_close().await, (4403, "Token expired".into()));
+    assert_eq!(upstream.next().await.opcode, 8);
 }
 
 #[tokio::test]

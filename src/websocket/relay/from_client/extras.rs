@@ -38,6 +38,8 @@ pub(super) struct RelayExtras {
 pub(super) struct AwaitingVerdict {
     /// The token in it. No other token that is accepted meanwhile lets the message through.
     pub(super) token: Token,
+    /// Whether the token is being verified now, and none that came before it.
+    pub(super) is_being_verified: bool,
     pub(super) accepted: Vec<u8>,
     /// What is forwarded if the token has expired, and the session goes on.
     pub(super) expired: Option<Vec<u8>>,
@@ -115,6 +117,7 @@ mod tests {
         let token = Token::parse("t", 16).expect("token");
         let awaiting = || AwaitingVerdict {
             token: token.duplicate(),
+            is_being_verified: false,
             accepted: vec![0; 300_000],
             expired: Some(vec![0; 300_000]),
             refused: Some(vec![0; 200_000]),
