@@ -1,5 +1,5 @@
-//! The refreshes of a session. They are verified one at a time and at a limited rate; only the newest waiting one is
-//! kept.
+//! The refreshes of a session. They are verified one at a time and at a limited rate; of those that wait only the newest
+//! is kept, for each form of the answer.
 
 use crate::auth::Token;
 use crate::websocket::template::Copies;
@@ -38,7 +38,8 @@ pub(super) struct Refreshes(Option<Box<State>>);
 #[derive(Debug, Default)]
 struct State {
     verifying: Option<Acknowledgement>,
-    queued: Option<Box<QueuedToken>>,
+    /// The tokens that wait, in the order in which they came, at most one for each acknowledgement.
+    queued: Vec<QueuedToken>,
     /// The time at which the token bucket of the rate limit is full again.
     bucket_full_at: u64,
     refused_in_a_row: u8,
@@ -58,17 +59,20 @@ impl Refreshes {
 
     /// Returns whether a token waits to be verified.
     pub(super) fn is_queued(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.queued.is_some())
+        self.0.as_ref().is_some_and(|state| !state.queued.is_empty())
     }
 
-    /// Queues a token in place of the waiting one.
+    /// Queues a token in place of the waiting one with the same acknowledgement. One with another stays: a message that is
+    /// forwarded once its token is verified must not lose it to a refresh in the same text.
     pub(super) fn enqueue(&mut self, token: Token, acknowledgement: Acknowledgement, copies: Copies) {
-        self.0.get_or_insert_default().queued = Some(Box::new(QueuedToken { token, acknowledgement, copies }));
+        let queued = &mut self.0.get_or_insert_default().queued;
+        queued.retain(|waiting| waiting.acknowledgement != acknowledgement);
+        queued.push(QueuedToken { token, acknowledgement, copies });
     }
 
     /// Drops the waiting tokens. Returns what the answer to each of them copies.
     pub(super) fn clear_queue(&mut self) -> Vec<Copies> {
-        let queued = self.0.as_mut().and_then(|state| state.queued.take());
+        let queued = self.0.as_mut().map(|state| std::mem::take(&mut state.queued)).unwrap_or_default();
         queued.into_iter().map(|waiting| waiting.copies).collect()
     }
 
@@ -77,13 +81,13 @@ impl Refreshes {
         self.0.as_ref().map_or(0, |state| state.bucket_full_at.saturating_sub((BURST - 1) * INTERVAL_MILLIS))
     }
 
-    /// Takes the queued token for verification, unless another is being verified or the rate limit forbids it.
+    /// Takes the first queued token for verification, unless another is being verified or the rate limit forbids it.
     pub(super) fn start(&mut self, now: u64) -> Option<(Token, Copies)> {
         if self.is_verifying() || now < self.next_at() {
             return None;
         }
-        let state = self.0.as_mut()?;
-        let QueuedToken { token, acknowledgement, copies } = *state.queued.take()?;
+        let state = self.0.as_mut().filter(|state| !state.queued.is_empty())?;
+        let QueuedToken { token, acknowledgement, copies } = state.queued.remove(0);
         state.bucket_full_at = state.bucket_full_at.max(now).saturating_add(INTERVAL_MILLIS);
         state.verifying = Some(acknowledgement);
         Some((token, copies))

@@ -512,3 +512,23 @@ fn refreshes_that_cannot_be_verified_keep_no_session_open_beyond_its_end() {
         assert_eq!(actions, [unavailable, unavailable, expired], "{on_expiry:?}: each refresh is answered");
     }
 }
+
+#[test]
+fn an_authenticate_that_waits_is_not_lost_to_a_refresh() {
+    let mut session = opened();
+    for _ in 0..BURST {
+        refresh(&mut session, NOW);
+        session.on(accepted(NOW / 1_000 + 60), NOW);
+    }
+    let authenticate = LaterMessage::Authenticate(PresentedToken::Token(token()));
+    assert!(session.on(Event::LaterMessage(authenticate, Copies::default()), NOW).is_empty());
+    assert!(refresh(&mut session, NOW).is_empty());
+    assert!(refresh(&mut session, NOW).is_empty());
+    for (second, answer) in [(1, "authenticated"), (2, "auth_refreshed")] {
+        let now = NOW + second * 1_000;
+        assert_eq!(shown(&session.on(Event::Deadline { last_seen: None }, now)), ["verify"]);
+        let answers = shown(&session.on(accepted(NOW / 1_000 + 60), now));
+        assert!(matches!(&answers[..], [text] if text.contains(answer)), "{answers:?}");
+    }
+    assert!(!session.is_verifying(), "of two refreshes that wait the newer one is verified");
+}

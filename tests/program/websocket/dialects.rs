@@ -543,3 +543,36 @@ async fn no_token_reaches_an_upstream_that_checks_tokens_by_the_verdict_on_anoth
         }
     }
 }
+
+/// Checks a text whose tokens wait for the rate limit of refreshes.
+#[tokio::test]
+async fn a_message_whose_token_waits_for_its_turn_is_not_lost_to_a_refresh_in_the_same_text() {
+    let fixture = fixture("").await;
+    let proxy = crate::support::proxy::Proxy::start(&format!(
+        "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: lines }} }} }}\nproviders: [{}]\n{CHECKED_LINES}",
+        fixture.backend.url(),
+        fixture.issuer.provider()
+    ))
+    .await;
+    let token = fixture.issuer.token("alice");
+    let newer = fixture.issuer.token_with("alice", json!({"jti": "newer"}));
+    let connect = |token: &str| json!({"connect": {"token": token}}).to_string();
+    let refresh = |token: &str| json!({"refresh": {"token": token}}).to_string();
+    let mut client = Socket::open(proxy.address, "/ws", &[]).await;
+    client.say(&connect(&token)).await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
+    assert_eq!(upstream.next_text().await, connect(&token));
+    // The burst.
+    for _ in 0..5 {
+        client.say(&refresh(&token)).await;
+        assert_eq!(client.next_text().await, r#"{"refresh":{}}"#);
+    }
+    client.say(&format!("{}\n{}", connect(&newer), refresh(&token))).await;
+    client.say("last").await;
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|text| text != "last") {
+        heard.push(upstream.next_text().await);
+    }
+    assert!(heard.contains(&connect(&newer)), "{heard:?}");
+    assert_eq!(client.next_text().await, r#"{"refresh":{}}"#);
+}
