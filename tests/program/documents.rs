@@ -262,27 +262,70 @@ fn anchor(heading: &str) -> String {
     kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>().replace(' ', "-")
 }
 
+/// Returns the anchors of a page. A comment in a block of code is no heading.
+fn anchors(page: &str) -> Vec<String> {
+    let mut is_code = false;
+    let mut found = Vec::new();
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        } else if !is_code && let Some(heading) = line.strip_prefix('#') {
+            found.push(anchor(heading.trim_start_matches('#')));
+        }
+    }
+    found
+}
+
+/// Checks a link in a file: the page exists, and has the heading.
+fn follow(from: &Path, link: &str, target: &Path, heading: &str) {
+    assert!(target.exists(), "{}: {link}", from.display());
+    if !heading.is_empty() {
+        let page = std::fs::read_to_string(target).expect("text");
+        assert!(anchors(&page).iter().any(|found| found == heading), "{}: {link}", from.display());
+    }
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut count = 0;
-    for (path, text) in documents() {
+    let others =
+        ["CHANGELOG.md", "SECURITY.md", "packages/client/README.md"].map(|name| (root().join(name), read(name)));
+    for (path, text) in documents().into_iter().chain(others) {
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if link.contains("://") {
+            // The latter is a page of the site that shows the repository.
+            if link.contains("://") || link == "../../security/advisories/new" {
                 continue;
             }
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { path.clone() } else { path.parent().expect("a folder").join(file) };
-            assert!(target.exists(), "{}: {link}", path.display());
-            if !heading.is_empty() {
-                let text = std::fs::read_to_string(&target).expect("text");
-                let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
-                let there = headings.map(|line| anchor(line.trim_start_matches('#'))).any(|found| found == heading);
-                assert!(there, "{}: {link}", path.display());
-            }
+            follow(&path, link, &target, heading);
             count += 1;
         }
     }
-    assert!(count > 60, "{count}");
+    assert!(count > 300, "{count}");
+}
+
+#[test]
+fn the_pages_that_the_program_and_its_files_name_exist() {
+    let mut sources = vec![root().join("config.example.yaml"), root().join("Cargo.toml")];
+    for (folder, extension) in
+        [("src", "rs"), ("tests", "rs"), ("deploy", "yaml"), ("deploy", "tf"), ("packages", "ts")]
+    {
+        files(&root().join(folder), extension, &mut sources);
+    }
+    let mut count = 0;
+    for source in sources {
+        let text = std::fs::read_to_string(&source).expect("text");
+        for rest in text.split("docs/").skip(1) {
+            let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '#');
+            let link = rest.split(|c| !is_part(c)).next().unwrap_or_default();
+            let Some((page, heading)) = link.split_once(".md") else { continue };
+            let heading = heading.strip_prefix('#').unwrap_or_default().trim_end_matches('.');
+            follow(&source, link, &root().join(format!("docs/{page}.md")), heading);
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count}");
 }
 
 #[test]
