@@ -2,7 +2,6 @@
 //! headers of the verified user are set. In this order nothing that a client sends (`Connection: X-User-Id`, a similar
 //! name, a second copy) can remove or duplicate those of the proxy (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use hyper::body::Body as _;
@@ -12,24 +11,18 @@ use hyper::header::{
     UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Uri, Version};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
 
 use super::admitted::{Admitted, RequestMessage};
 use super::assertion::AssertionSigner;
 use super::forwarding;
 use super::list_field::lists;
 use super::request::{Allowed, PreflightRequest, PublicRequest};
+use super::trusted_headers::{IdentityHeaderError, TrustedHeaders};
 use crate::auth::{Identity, Token, token};
-use crate::policy::{
-    Claim, Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader, UpstreamSpec,
-};
+use crate::policy::{HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, UpstreamSpec};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// The characters that percent-encoding keeps: the unreserved ones of RFC 3986.
-const PERCENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A request that may be sent to the upstream: no identity header in it comes from the client.
 #[derive(Debug)]
@@ -84,101 +77,6 @@ impl UpstreamRequest {
     }
 }
 
-/// The trusted headers of one identity. They are comparable, because a refreshed token must not change them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrustedHeaders(Vec<(HeaderName, HeaderValue)>);
-
-/// The reason why an identity cannot be passed to the upstream; for the log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityHeaderError {
-    /// A claim is not a valid header value.
-    #[error("claim {claim} {problem}, so header {header} cannot be made")]
-    Claim {
-        /// The header.
-        header: String,
-        /// The claim.
-        claim: String,
-        /// The problem with the claim.
-        problem: &'static str,
-    },
-    /// The identity assertion could not be signed.
-    #[error("no assertion could be signed")]
-    Unsigned,
-}
-
-impl TrustedHeaders {
-    /// Makes the headers for an identity. An absent claim means no header.
-    ///
-    /// # Errors
-    /// Returns an error when a claim is not a valid header value; nothing is truncated or guessed.
-    pub fn of(headers: &[TrustedHeader], identity: &Identity) -> Result<Self, IdentityHeaderError> {
-        let mut out = Vec::with_capacity(headers.len());
-        for header in headers {
-            let value = match &header.claim {
-                // Nearly every request has this one, and needs no copy of it.
-                Claim::UserId => None,
-                claim => match identity.claim(claim) {
-                    Some(value) => Some(value),
-                    None => continue,
-                },
-            };
-            let error = |problem| IdentityHeaderError::Claim {
-                header: header.name.to_string(),
-                claim: header.claim.to_string(),
-                problem,
-            };
-            let text = match value.as_deref() {
-                None => encoded(identity.user_id(), header.encode),
-                Some(value) => text(value, header.encode).map_err(error)?,
-            };
-            let value = HeaderValue::from_str(&text).ok().filter(|_| is_visible(text.as_bytes()));
-            out.push((
-                header.name.clone(),
-                value.ok_or_else(|| error("holds other than visible ASCII (encode: percent allows any text)"))?,
-            ));
-        }
-        Ok(Self(out))
-    }
-}
-
-/// Returns whether a text is visible ASCII with no space at its ends.
-fn is_visible(text: &[u8]) -> bool {
-    // Without a branch, so that the compiler looks at 16 bytes at once.
-    let is_visible = text.iter().fold(true, |visible, byte| visible & (0x20..=0x7e).contains(byte));
-    is_visible && text.first() != Some(&b' ') && text.last() != Some(&b' ')
-}
-
-fn encoded(text: &str, encode: Option<Encode>) -> Cow<'_, str> {
-    match encode {
-        Some(Encode::Percent) => utf8_percent_encode(text, PERCENT).into(),
-        None => Cow::Borrowed(text),
-    }
-}
-
-fn text(value: &Value, encode: Option<Encode>) -> Result<Cow<'_, str>, &'static str> {
-    match value {
-        Value::String(text) => Ok(encoded(text, encode)),
-        Value::Number(number) => Ok(Cow::Owned(number.to_string())),
-        Value::Bool(value) => Ok(Cow::Owned(value.to_string())),
-        Value::Array(members) => {
-            let texts: Vec<Cow<'_, str>> = members
-                .iter()
-                .map(|member| match member {
-                    Value::String(text) if text.contains(',') && encode.is_none() => {
-                        Err("has a member with a comma in it")
-                    }
-                    Value::Array(_) | Value::Object(_) | Value::Null => {
-                        Err("is an array of other than text, numbers and booleans")
-                    }
-                    member => text(member, encode),
-                })
-                .collect::<Result<_, _>>()?;
-            Ok(Cow::Owned(texts.join(",")))
-        }
-        Value::Object(_) | Value::Null => Err("is an object"),
-    }
-}
-
 /// Prepares an allowed request: removes every header that could contradict the verified user, then sets the user's
 /// trusted headers.
 ///
@@ -197,7 +95,7 @@ pub fn prepare(
     let (takes_trailers, stripped) =
         strip(&mut admitted.message.parts.headers, policy, read_by_us, TokenHeaders::Removed);
     let headers = &mut admitted.message.parts.headers;
-    for (name, value) in trusted.0 {
+    for (name, value) in trusted {
         headers.insert(name, value);
     }
     if let Some(token) = &token {
@@ -419,29 +317,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn claim_values_become_text_or_an_error() {
-        for (value, encode, expected) in [
-            (json!("a"), None, Ok("a")),
-            (json!(7), None, Ok("7")),
-            (json!(true), None, Ok("true")),
-            (json!(["a", 1, false]), None, Ok("a,1,false")),
-            (json!([]), None, Ok("")),
-            (json!(["a,b"]), None, Err(())),
-            (json!(["a,b"]), Some(Encode::Percent), Ok("a%2Cb")),
-            (json!("José"), Some(Encode::Percent), Ok("Jos%C3%A9")),
-            (json!({"a": 1}), None, Err(())),
-            (json!([["a"]]), None, Err(())),
-            (json!([null]), None, Err(())),
-        ] {
-            let found = text(&value, encode);
-            assert_eq!(found.as_deref().map_err(|_| ()), expected, "{value}");
-        }
-    }
 
     #[test]
     fn connection_removes_the_fields_it_names_but_not_framing() {
