@@ -17,6 +17,7 @@ mod cors;
 mod dialect;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod isolation;
 mod key_source;
 mod limits;
 mod listener;
@@ -65,6 +66,7 @@ pub use cors::CorsSpec;
 #[cfg(test)]
 pub use dialect::PingSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec};
+pub use isolation::{UpstreamIsolation, isolation_of};
 pub use key_source::KeySource;
 pub use limits::MemorySpec;
 pub use listener::{CERTIFICATE_SOON, CertificateFiles, ListenPlace, ListenSpec, first_listener, is_private};
@@ -84,7 +86,7 @@ pub use route_match::lenient_server::paths;
 pub use route_match::{Conflict, RouteMatch, RouteRequirement};
 pub use secret::Secret;
 pub use shared::{EngineAddress, SharedSpec};
-pub use summary::{UpstreamIsolation, UserNames, isolation_of, keys_not_shown, sockets, summary, tokens};
+pub use summary::{UserNames, keys_not_shown, sockets, summary, tokens};
 pub use token_sources::{BALANCER_HEADER, QueryParameter, TokenSources, TokenSubprotocol};
 pub use trusted_header::TrustedHeader;
 pub use upstream::{TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls};

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::check::Check;
+use super::isolation::isolation_of;
 use super::names::ConfiguredNames;
 use super::protected_resource::Resources;
 use super::provider_preset::cookie_suffix;
-use super::summary::isolation_of;
 use super::token_sources::{BALANCER_HEADER, RouteContext, WrittenSources};
 use super::upstream::Upstreams;
 use super::{
