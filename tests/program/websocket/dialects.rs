@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Fixture, fixture};
 use crate::support::client::bearer;
+use crate::support::proxy::Proxy;
 use crate::support::socket::{Side, Socket, frame};
 
 const CHANNELS: &str = r#"
@@ -269,7 +270,7 @@ async fn header_maps_carry_no_credential_on_in_any_spelling() {
 async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it() {
     let fixture = fixture("").await;
     for dialect in ["vestibule", "none"] {
-        let proxy = crate::support::proxy::Proxy::start(&format!(
+        let proxy = Proxy::start(&format!(
             "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: vestibule }} }} }}\nproviders: [{}]\nwebsocket: {{ dialect: {dialect} }}\n",
             fixture.backend.url(),
             fixture.issuer.provider()
@@ -391,7 +392,7 @@ async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
 #[tokio::test]
 async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verified_token_only() {
     let fixture = fixture("").await;
-    let proxy = crate::support::proxy::Proxy::start(&format!(
+    let proxy = Proxy::start(&format!(
         "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: graphql-transport-ws }} }} }}\nproviders: [{}]\n{GRAPHQL}",
         fixture.backend.url(),
         fixture.issuer.provider()
@@ -428,7 +429,7 @@ async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verifie
 #[tokio::test]
 async fn where_the_upstream_checks_for_itself_a_message_with_an_expired_token_goes_on_with_the_one_in_force() {
     let fixture = fixture("").await;
-    let proxy = crate::support::proxy::Proxy::start(&format!(
+    let proxy = Proxy::start(&format!(
         "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: graphql-transport-ws }} }} }}\nproviders: [{}]\n{GRAPHQL}",
         fixture.backend.url(),
         fixture.issuer.provider()
@@ -502,7 +503,7 @@ const CHECKED_LINES: &str = "websocket: { dialect: lines }\ndialects:\n  lines:\
 #[tokio::test]
 async fn no_token_reaches_an_upstream_that_checks_tokens_by_the_verdict_on_another() {
     let fixture = fixture("").await;
-    let proxy = crate::support::proxy::Proxy::start(&format!(
+    let proxy = Proxy::start(&format!(
         "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: lines }} }} }}\nproviders: [{}]\n{CHECKED_LINES}",
         fixture.backend.url(),
         fixture.issuer.provider()
@@ -510,8 +511,6 @@ async fn no_token_reaches_an_upstream_that_checks_tokens_by_the_verdict_on_anoth
     .await;
     let (alice, bob) = (fixture.issuer.token("alice"), fixture.issuer.token("bob"));
     let newer = fixture.issuer.token_with("alice", json!({"jti": "newer"}));
-    let connect = |token: &str| json!({"connect": {"token": token}}).to_string();
-    let refresh = |token: &str| json!({"refresh": {"token": token}}).to_string();
     for (messages, is_refused) in [
         // Of two messages in one read, the first is still being verified when the second is read.
         (vec![refresh(&newer), connect(&bob)], false),
@@ -544,24 +543,47 @@ async fn no_token_reaches_an_upstream_that_checks_tokens_by_the_verdict_on_anoth
     }
 }
 
-/// Checks a text whose tokens wait for the rate limit of refreshes.
-#[tokio::test]
-async fn a_message_whose_token_waits_for_its_turn_is_not_lost_to_a_refresh_in_the_same_text() {
-    let fixture = fixture("").await;
-    let proxy = crate::support::proxy::Proxy::start(&format!(
+/// Starts a proxy whose upstream checks the tokens in messages of [`CHECKED_LINES`], and opens a socket with a token.
+async fn checked_lines(fixture: &Fixture, token: &str) -> (Proxy, Socket, Socket) {
+    let proxy = Proxy::start(&format!(
         "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: lines }} }} }}\nproviders: [{}]\n{CHECKED_LINES}",
         fixture.backend.url(),
         fixture.issuer.provider()
     ))
     .await;
+    let mut client = Socket::open(proxy.address, "/ws", &[]).await;
+    client.say(&connect(token)).await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
+    assert_eq!(upstream.next_text().await, connect(token));
+    (proxy, client, upstream)
+}
+
+fn connect(token: &str) -> String {
+    json!({"connect": {"token": token}}).to_string()
+}
+
+fn refresh(token: &str) -> String {
+    json!({"refresh": {"token": token}}).to_string()
+}
+
+/// Returns what the upstream receives before the message `last`.
+async fn until_last(upstream: &mut Socket) -> Vec<String> {
+    let mut heard = Vec::new();
+    loop {
+        match upstream.next_text().await {
+            text if text == "last" => return heard,
+            text => heard.push(text),
+        }
+    }
+}
+
+/// Checks a text whose tokens wait for the rate limit of refreshes.
+#[tokio::test]
+async fn a_message_whose_token_waits_for_its_turn_is_not_lost_to_a_refresh_in_the_same_text() {
+    let fixture = fixture("").await;
     let token = fixture.issuer.token("alice");
     let newer = fixture.issuer.token_with("alice", json!({"jti": "newer"}));
-    let connect = |token: &str| json!({"connect": {"token": token}}).to_string();
-    let refresh = |token: &str| json!({"refresh": {"token": token}}).to_string();
-    let mut client = Socket::open(proxy.address, "/ws", &[]).await;
-    client.say(&connect(&token)).await;
-    let (_, mut upstream) = fixture.backend.websocket().await;
-    assert_eq!(upstream.next_text().await, connect(&token));
+    let (_proxy, mut client, mut upstream) = checked_lines(&fixture, &token).await;
     // The burst.
     for _ in 0..5 {
         client.say(&refresh(&token)).await;
@@ -569,10 +591,20 @@ async fn a_message_whose_token_waits_for_its_turn_is_not_lost_to_a_refresh_in_th
     }
     client.say(&format!("{}\n{}", connect(&newer), refresh(&token))).await;
     client.say("last").await;
-    let mut heard = Vec::new();
-    while heard.last().is_none_or(|text| text != "last") {
-        heard.push(upstream.next_text().await);
-    }
+    let heard = until_last(&mut upstream).await;
     assert!(heard.contains(&connect(&newer)), "{heard:?}");
+    assert_eq!(client.next_text().await, r#"{"refresh":{}}"#);
+}
+
+#[tokio::test]
+async fn a_message_goes_on_by_the_verdict_on_its_own_token_and_not_on_that_behind_it() {
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
+    let newer = fixture.issuer.token_with("alice", json!({"jti": "newer"}));
+    let (_proxy, mut client, mut upstream) = checked_lines(&fixture, &token).await;
+    client.say(&format!("{}\n{}", connect(&fixture.issuer.expired("alice")), refresh(&newer))).await;
+    client.say("last").await;
+    let heard = until_last(&mut upstream).await;
+    assert!(heard.contains(&connect(&token)), "{heard:?}");
     assert_eq!(client.next_text().await, r#"{"refresh":{}}"#);
 }
