@@ -54,14 +54,18 @@ fn is_twin(one: &Route, other: &Route) -> bool {
 /// Returns how far the rules above hide a rule, and the indices of those that do. With methods, each of them may be
 /// hidden by a rule of its own.
 pub(super) fn hiding(route: &Route, above: &[Arc<Route>]) -> Option<(Hidden, Vec<usize>)> {
-    let first = |method: Option<&str>, least: Hidden| {
-        let mut found = above.iter().enumerate().filter_map(|(index, other)| {
-            hides(other, route, method).filter(|hidden| *hidden >= least).map(|hidden| (hidden, index))
-        });
-        found.next()
-    };
     // A rule that hides all spellings is named rather than one that hides some.
-    let strictest = |method| first(method, Hidden::Always).or_else(|| first(method, Hidden::AsWritten));
+    let strictest = |method: Option<&str>| {
+        let mut as_written = None;
+        for (index, other) in above.iter().enumerate() {
+            match hides(other, route, method) {
+                Some(Hidden::Always) => return Some((Hidden::Always, index)),
+                Some(Hidden::AsWritten) => as_written = as_written.or(Some((Hidden::AsWritten, index))),
+                None => {}
+            }
+        }
+        as_written
+    };
     let methods: Vec<Option<&str>> = if route.methods.is_empty() {
         vec![None]
     } else {

@@ -292,10 +292,11 @@ impl Check {
 
     /// Warns of two routes whose patterns differ only by letter case: a path in either spelling must satisfy both.
     fn warn_of_case(&mut self, routes: &[Arc<Route>]) {
-        let cased = |route: &Route| route.pattern.as_ref().is_some_and(Pattern::has_other_than_small_letters);
+        let is_cased = |route: &Arc<Route>| route.pattern.as_ref().is_some_and(Pattern::has_other_than_small_letters);
+        let cased: Vec<bool> = routes.iter().map(is_cased).collect();
         for (index, one) in routes.iter().enumerate() {
             for (offset, other) in routes[index + 1..].iter().enumerate() {
-                if !cased(one) && !cased(other) {
+                if !cased[index] && !cased[index + 1 + offset] {
                     continue;
                 }
                 if let (Some(first), Some(second)) = (&one.pattern, &other.pattern)
